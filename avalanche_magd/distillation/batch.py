@@ -1,0 +1,90 @@
+"""The tensors in which every way of distilling ends: what the student sees, and what it should answer."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from avalanche_magd.sampling import Denoiser
+from avalanche_magd.schedule import NoiseSchedule
+
+
+class LessonBatch(NamedTuple):
+    """Lessons: at ``x_t``, ``t`` and ``labels`` the student should predict ``target``."""
+
+    x_t: Float[Tensor, "n c h w"]
+    """Noised images."""
+    t: Int[Tensor, " n"]
+    """Timestep of each: the level at which the target is right."""
+    labels: Int[Tensor, " n"]
+    """Class of each, as the teacher was given it."""
+    target: Float[Tensor, "n c h w"]
+    """The raw prediction to learn, of the network's prediction type."""
+
+    def rows(self, index: Tensor) -> "LessonBatch":
+        """The chosen lessons."""
+        return self._make(tensor[index] for tensor in self)
+
+    def cast(self, dtype: torch.dtype) -> "LessonBatch":
+        """The same lessons with ``x_t`` and ``target`` in another precision."""
+        return self._replace(x_t=self.x_t.to(dtype), target=self.target.to(dtype))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the tensors take."""
+        return sum(tensor.nbytes for tensor in self)
+
+    @classmethod
+    def cat(cls, batches: Sequence["LessonBatch"]) -> "LessonBatch":
+        """All lessons of several batches."""
+        return cls._make(torch.cat(tensors) for tensors in zip(*batches, strict=True))
+
+
+def noised_lessons(
+    schedule: NoiseSchedule,
+    x_0: Float[Tensor, "n c h w"],
+    labels: Int[Tensor, " n"],
+    rng: torch.Generator,
+) -> LessonBatch:
+    """What real images teach: noised to timesteps spread evenly over [0, T), with the true answer."""
+    count = len(x_0)
+    jitter = torch.rand(count, generator=rng, device=rng.device)
+    strata = torch.randperm(count, generator=rng, device=rng.device)
+    t = ((strata + jitter) * (schedule.num_train_timesteps / count)).long()
+    t = t.clamp(max=schedule.num_train_timesteps - 1)
+    noise = torch.randn(x_0.shape, generator=rng, device=rng.device)
+    return LessonBatch(
+        schedule.add_noise(x_0, noise, t), t, labels, schedule.target(x_0, noise, t)
+    )
+
+
+def noise_again(
+    lessons: LessonBatch,
+    chosen: Bool[Tensor, " n"],
+    x_0: Float[Tensor, "m c h w"],
+    schedule: NoiseSchedule,
+    rng: torch.Generator,
+) -> LessonBatch:
+    """Give the chosen lessons another input: ``x_0``, one image for each, noised to the lesson's t.
+
+    Their targets are stale afterwards: see :func:`ask_again`.
+    """
+    noise = torch.randn(x_0.shape, generator=rng, device=rng.device)
+    x_t = lessons.x_t.clone()
+    x_t[chosen] = schedule.add_noise(x_0, noise, lessons.t[chosen])
+    return lessons._replace(x_t=x_t)
+
+
+def ask_again(
+    lessons: LessonBatch, chosen: Bool[Tensor, " n"], teacher: Denoiser, batch_size: int = 256
+) -> LessonBatch:
+    """Replace the chosen lessons' targets by the teacher's answers; one forward each."""
+    if not chosen.any():
+        return lessons
+    target = lessons.target.clone()
+    for index in chosen.nonzero()[:, 0].split(batch_size):
+        asked = lessons.rows(index)
+        target[index] = teacher(asked.x_t, asked.t, asked.labels)
+    return lessons._replace(target=target)

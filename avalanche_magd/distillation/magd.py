@@ -1,0 +1,182 @@
+"""MAGD: how one generation pass of the teacher becomes a pool, with NIGD, CGGD and SGGD combined.
+
+====  ================================================  ===========================
+part  what it decides                                   switched off by
+====  ================================================  ===========================
+NIGD  a lesson's input is a state of a reverse run      ``trajectory_share=0.0``
+CGGD  runs are steered towards their (balanced) class   ``guidance_scale=1.0``
+SGGD  at some noise levels current images are input     ``snr_band=None``
+====  ================================================  ===========================
+
+A run of K steps costs K forwards (2K if guided) and leaves K lessons with their answers. Only a lesson
+whose input or label was changed afterwards costs one more forward.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from avalanche_magd.arguments import check_count, check_number
+from avalanche_magd.distillation.batch import LessonBatch, ask_again, noise_again
+from avalanche_magd.distillation.cggd import ClassifierFreeGuidance, without_class
+from avalanche_magd.distillation.nigd import off_trajectory, trajectory_lessons
+from avalanche_magd.distillation.pool import Pool, image_bytes, lesson_bytes
+from avalanche_magd.distillation.sggd import SnrBand, check_snr_band, outside_band
+from avalanche_magd.generator import NULL_LABEL, DiffusionGenerator
+from avalanche_magd.sampling import Trajectory, balanced_labels, reverse_runs
+
+CurrentImages = Callable[[int], Float[Tensor, "n c h w"]]
+"""Gives that many images of the current experience, drawn at random, in [−1, 1]."""
+
+
+@dataclass(frozen=True)
+class MAGD:
+    """How a teacher's knowledge is distilled.
+
+    Args:
+        pool_size: images generated per experience, over all old classes.
+        num_inference_steps: K, network calls per image.
+        snr_band: SGGD's ``(low, high)``; outside it lessons start from current images.
+        guidance_scale: strength of classifier-free guidance; 1 is none.
+        trajectory_share: NIGD's share of lessons; the others start from finished images, noised again.
+        max_pool_bytes: bound on the pool's size in memory. If not all lessons fit, a random subset is
+            kept; images are always kept.
+
+    Raises:
+        TypeError: a count that is not an integer.
+        ValueError: an argument out of range.
+    """
+
+    pool_size: int = 2000
+    num_inference_steps: int = 10
+    snr_band: SnrBand | None = None
+    guidance_scale: float = 1.0
+    trajectory_share: float = 1.0
+    max_pool_bytes: int = 2**30
+
+    def __post_init__(self) -> None:
+        check_count("pool_size", self.pool_size)
+        check_count("num_inference_steps", self.num_inference_steps)
+        check_snr_band(self.snr_band)
+        check_number("guidance_scale", self.guidance_scale, above=0, up_to=100)
+        check_number("trajectory_share", self.trajectory_share, above=-1e-12, up_to=1)
+        check_count("max_pool_bytes", self.max_pool_bytes)
+
+    def lessons_per_image(self, generator: DiffusionGenerator) -> int:
+        """How many of a run's K lessons are kept, so that the pool stays within its bytes.
+
+        Raises:
+            ValueError: not even one lesson per image fits, or K exceeds the generator's noise levels.
+        """
+        if self.num_inference_steps > generator.schedule.num_train_timesteps:
+            raise ValueError(
+                f"num_inference_steps must be at most {generator.schedule.num_train_timesteps}, the "
+                f"generator's number of noise levels; got {self.num_inference_steps}."
+            )
+        pixels = math.prod(generator.image_shape)
+        left = self.max_pool_bytes // self.pool_size - image_bytes(pixels)
+        if left < lesson_bytes(pixels):
+            needed = self.pool_size * (image_bytes(pixels) + lesson_bytes(pixels))
+            raise ValueError(
+                f"max_pool_bytes={self.max_pool_bytes:,} does not hold pool_size={self.pool_size:,} "
+                f"images of shape {generator.image_shape} with a lesson each: that takes "
+                f"{needed:,} bytes."
+            )
+        return min(self.num_inference_steps, left // lesson_bytes(pixels))
+
+    def fill(
+        self,
+        teacher: DiffusionGenerator,
+        classes: list[int],
+        current_images: CurrentImages,
+        rng: torch.Generator,
+        *,
+        progress: bool = False,
+    ) -> Pool:
+        """One generation pass.
+
+        Args:
+            teacher: the generator as it was taught so far.
+            classes: the old classes to generate, each equally often.
+            current_images: where SGGD takes its images from.
+            rng: source of randomness, on the teacher's device.
+            progress: show a bar, if standard error is a terminal.
+
+        Returns:
+            ``pool_size`` images and up to K times as many lessons.
+        """
+        kept = self.lessons_per_image(teacher)
+        labels = balanced_labels(self.pool_size, classes, rng)
+        guidance = (
+            None
+            if self.guidance_scale == 1
+            else ClassifierFreeGuidance(teacher, self.guidance_scale)
+        )
+        images, lessons, weights = [], [], []
+        with teacher.frozen(), _progress_bar(self.pool_size, progress) as bar:
+            for run in reverse_runs(
+                teacher,
+                teacher.schedule,
+                teacher.image_shape,
+                labels,
+                self.num_inference_steps,
+                rng,
+                guidance=guidance,
+            ):
+                batch, weight = self._lessons(run, kept, teacher, current_images, rng)
+                images.append(teacher.to_data(run.images))
+                lessons.append(batch.cast(torch.float16))
+                weights.append(weight)
+                bar.update(len(run.labels))
+        by_label = labels.argsort(stable=True)
+        every = LessonBatch.cat(lessons)
+        by_t = every.t.argsort(stable=True)
+        return Pool(
+            images=torch.cat(images)[by_label],
+            labels=labels[by_label],
+            lessons=every.rows(by_t),
+            weights=torch.cat(weights)[by_t],
+        )
+
+    def _lessons(
+        self,
+        run: Trajectory,
+        kept: int,
+        teacher: DiffusionGenerator,
+        current_images: CurrentImages,
+        rng: torch.Generator,
+    ) -> tuple[LessonBatch, Float[Tensor, " n"]]:
+        """The lessons of a run, with the inputs and labels that the three techniques choose."""
+        lessons, weights = trajectory_lessons(run)
+        finished = run.images.repeat(len(run.timesteps), 1, 1, 1)
+        if kept < len(run.timesteps):
+            order = torch.randperm(len(weights), generator=rng, device=rng.device)
+            order = order[: kept * len(run.labels)]
+            lessons, weights, finished = lessons.rows(order), weights[order], finished[order]
+        count, schedule = len(weights), teacher.schedule
+        current = outside_band(schedule.snr(lessons.t), self.snr_band)
+        again = off_trajectory(count, self.trajectory_share, rng) & ~current
+        null = without_class(count, self.guidance_scale, rng)
+        if again.any():
+            lessons = noise_again(lessons, again, finished[again], schedule, rng)
+        if current.any():
+            x_0 = current_images(int(current.sum()))
+            lessons = noise_again(lessons, current, x_0, schedule, rng)
+        lessons = lessons._replace(labels=lessons.labels.masked_fill(null, NULL_LABEL))
+        return ask_again(lessons, again | current | null, teacher), weights
+
+
+def _progress_bar(total: int, progress: bool) -> "tqdm[None]":
+    """A bar that stays silent on request and where standard error is no terminal."""
+    return tqdm(
+        total=total,
+        desc="generating",
+        unit="image",
+        disable=None if progress else True,
+        leave=False,
+    )

@@ -1,0 +1,374 @@
+"""The generator: a class-conditional denoiser that Avalanche accepts as a ``Generator``.
+
+Three things stand between a user's images and the network, and all three live here:
+
+* **range**: data arrive as the user's transforms leave them. The first experience's extremes, channel
+  by channel, are mapped to [−1, 1], and generated images are mapped back;
+* **side**: a network that halves its input n times needs sides divisible by 2ⁿ. Others are padded with
+  zeros on the way in and cropped on the way out;
+* **classes**: they come as experiences bring them, and the embedding table grows with them. The network
+  is called with ``label + 1``: row 0 is "no class", :data:`NULL_LABEL`.
+
+References:
+    Song et al. 2021, *Denoising diffusion implicit models*.
+    Ho & Salimans 2022, *Classifier-free diffusion guidance* (the null label).
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Self
+
+import torch
+from avalanche.models.dynamic_modules import DynamicModule
+from avalanche.models.generator import Generator
+from diffusers import UNet2DModel
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from avalanche_magd.arguments import check_count
+from avalanche_magd.sampling import balanced_labels, reverse_runs
+from avalanche_magd.schedule import BetaSchedule, NoiseSchedule, PredictionType
+
+NULL_LABEL: Final = -1
+"""The label that means "no class"."""
+
+RANGE_SAMPLES: Final = 1000
+"""Images of the first experience that are looked at to infer the data range."""
+
+MIN_SIDE: Final = 4
+
+
+class DiffusionGenerator(DynamicModule, Generator):  # type: ignore[misc]
+    """A class-conditional diffusion model over images.
+
+    Inside an Avalanche strategy it adapts itself to each experience that is trained on: the data range
+    is read off the first, and classes are added as they come. Outside, :meth:`add_classes` and
+    :meth:`set_data_range` do the same.
+
+    Args:
+        image_shape: channels, height and width of one image.
+        network: ``network(x_t, t, class_labels)`` returns a tensor shaped like ``x_t``, or an object
+            that holds it as ``sample``, as diffusers' ``UNet2DModel`` does. Default:
+            :func:`default_network` for this image shape.
+        prediction_type: what the network's output means.
+        beta_schedule: name of the noise schedule. ``prediction_type="epsilon"`` with
+            ``beta_schedule="linear"`` is the setting of the earlier literature.
+        num_train_timesteps: number of noise levels.
+        num_inference_steps: network calls that :meth:`generate` spends on an image.
+
+    Attributes:
+        classes: the class indices seen so far, ascending.
+        forwards: network forwards so far, counted per image.
+
+    Raises:
+        ValueError: an image side below 4 pixels, or an unknown name.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        network: nn.Module | None = None,
+        *,
+        prediction_type: PredictionType = "v_prediction",
+        beta_schedule: BetaSchedule = "squaredcos_cap_v2",
+        num_train_timesteps: int = 1000,
+        num_inference_steps: int = 10,
+    ) -> None:
+        super().__init__()
+        check_image_shape(image_shape)
+        check_count("num_inference_steps", num_inference_steps)
+        self.image_shape = image_shape
+        self.network = default_network(image_shape) if network is None else network
+        self.schedule = NoiseSchedule(prediction_type, beta_schedule, num_train_timesteps)
+        self.num_inference_steps = num_inference_steps
+        self.classes: list[int] = []
+        self.forwards = 0
+        self.data_range_known = False
+        channels = image_shape[0]
+        self.register_buffer("data_low", torch.full((channels, 1, 1), -1.0))
+        self.register_buffer("data_high", torch.full((channels, 1, 1), 1.0))
+
+    def forward(
+        self,
+        x_t: Float[Tensor, "b c h w"],
+        t: Int[Tensor, " b"],
+        labels: Int[Tensor, " b"],
+    ) -> Float[Tensor, "b c h w"]:
+        """The network's raw prediction at ``x_t``.
+
+        Args:
+            x_t: noised images, whose clean originals lie in [−1, 1].
+            t: timestep of each.
+            labels: class of each, or :data:`NULL_LABEL`.
+        """
+        self.forwards += len(x_t)
+        height, width = x_t.shape[-2:]
+        bottom, right = -height % self._stride, -width % self._stride
+        if bottom or right:
+            x_t = nn.functional.pad(x_t, (0, right, 0, bottom))
+        output = self.network(x_t, t, labels + 1)
+        prediction: Tensor = getattr(output, "sample", output)
+        return prediction[..., :height, :width]
+
+    @property
+    def _stride(self) -> int:
+        """Sides must be divisible by this."""
+        down_blocks = getattr(self.network, "down_blocks", None)
+        return 1 if down_blocks is None else int(2 ** (len(down_blocks) - 1))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the generator's tensors live."""
+        return self.data_low.device
+
+    @contextmanager
+    def frozen(self) -> Iterator[Self]:
+        """The generator as a teacher: in evaluation mode and without gradients, for a while."""
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                yield self
+        finally:
+            self.train(was_training)
+
+    def generate(
+        self,
+        batch_size: int | None = None,
+        condition: Int[Tensor, " b"] | int | None = None,
+        *,
+        rng: torch.Generator | None = None,
+    ) -> Tensor:
+        """Images in the user's data range.
+
+        Args:
+            batch_size: how many; ``None`` gives one image without a batch dimension, or as many as
+                ``condition`` has labels.
+            condition: class of each image, or one class for all. Default: as equal numbers of the seen
+                classes as ``batch_size`` allows.
+            rng: source of the noise, on this generator's device. Default: seeded from torch's global
+                generator.
+
+        Returns:
+            ``batch_size`` images, channels first.
+
+        Raises:
+            RuntimeError: no class has been seen yet.
+            ValueError: ``condition`` names an unseen class, or disagrees with ``batch_size``.
+        """
+        if rng is None:
+            rng = torch.Generator(self.device).manual_seed(int(torch.randint(2**62, ())))
+        labels = self._requested_labels(batch_size, condition, rng)
+        steps = self.num_inference_steps
+        with self.frozen():
+            runs = reverse_runs(self, self.schedule, self.image_shape, labels, steps, rng)
+            images = self.to_data(torch.cat([run.images for run in runs]))
+        unbatched = batch_size is None and not (isinstance(condition, Tensor) and condition.ndim)
+        return images[0] if unbatched else images
+
+    def _requested_labels(
+        self, batch_size: int | None, condition: Tensor | int | None, rng: torch.Generator
+    ) -> Int[Tensor, " b"]:
+        if not self.classes:
+            raise RuntimeError("The generator has seen no class yet: train it first.")
+        if batch_size is not None:
+            check_count("batch_size", batch_size)
+        if condition is None:
+            return balanced_labels(batch_size or 1, self.classes, rng)
+        labels = torch.as_tensor(condition, device=self.device).long().reshape(-1)
+        if unseen := set(labels.tolist()) - set(self.classes):
+            raise ValueError(
+                f"condition names classes {sorted(unseen)} that the generator has not seen; "
+                f"it knows {self.classes}."
+            )
+        if len(labels) == 1 and batch_size:
+            labels = labels.repeat(batch_size)
+        if batch_size is not None and len(labels) != batch_size:
+            raise ValueError(
+                f"batch_size is {batch_size}, but condition has {len(labels)} labels."
+            )
+        return labels
+
+    @torch.no_grad()
+    def get_features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b f"]:
+        """Features of images in the user's data range: the network's middle block, averaged over space.
+
+        Raises:
+            TypeError: the network has no ``mid_block``, as diffusers' UNets have.
+        """
+        mid_block = getattr(self.network, "mid_block", None)
+        if mid_block is None:
+            raise TypeError("get_features needs a network with a `mid_block`, as UNet2DModel has.")
+        features: list[Tensor] = []
+        handle = mid_block.register_forward_hook(lambda *call: features.append(call[2]))
+        labels = torch.full((len(x),), NULL_LABEL, device=self.device)
+        try:
+            self(self.to_model(x), torch.zeros_like(labels), labels)
+        finally:
+            handle.remove()
+        return features[0].mean((-2, -1))
+
+    def adaptation(self, experience: Any) -> None:
+        """Avalanche's hook before an experience: learn its classes, and the first one's data range.
+
+        Experiences that are only evaluated leave the generator as it is.
+        """
+        if not self.training:
+            return
+        dataset = experience.dataset.eval()
+        if not self.data_range_known:
+            stride = max(1, len(dataset) // RANGE_SAMPLES)
+            self.set_data_range(*data_range(dataset[i][0] for i in range(0, len(dataset), stride)))
+        self.add_classes(dataset.targets.uniques)
+
+    def add_classes(self, classes: Iterable[int]) -> None:
+        """Make room for more classes; weights of those already known stay as they are.
+
+        Raises:
+            ValueError: a negative class index.
+        """
+        self.classes = sorted({*self.classes, *(int(label) for label in classes)})
+        if self.classes and self.classes[0] < 0:
+            raise ValueError(f"Class indices must not be negative, got {self.classes[0]}.")
+        table = getattr(self.network, "class_embedding", None)
+        rows = max(self.classes, default=-1) + 2
+        if not isinstance(table, nn.Embedding) or table.num_embeddings >= rows:
+            return
+        grown = nn.Embedding(rows, table.embedding_dim, device=table.weight.device)
+        with torch.no_grad():
+            grown.weight[: table.num_embeddings] = table.weight
+        self.network.class_embedding = grown
+        self.network.register_to_config(num_class_embeds=rows)
+
+    def set_data_range(self, low: Float[Tensor, " c"], high: Float[Tensor, " c"]) -> None:
+        """Tell what the data's −1 and 1 are, channel by channel.
+
+        Raises:
+            ValueError: a low end that is not below its high end.
+        """
+        if not bool((low < high).all()):
+            raise ValueError(
+                f"Each channel needs low < high, got {low.tolist()} and {high.tolist()}."
+            )
+        self.data_low.copy_(low.view(-1, 1, 1))
+        self.data_high.copy_(high.view(-1, 1, 1))
+        self.data_range_known = True
+
+    def to_model(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Map images from the user's data range to [−1, 1]."""
+        return (images - self.data_low) * (2 / (self.data_high - self.data_low)) - 1
+
+    def to_data(self, x_0: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Map images from [−1, 1] to the user's data range."""
+        return (x_0 + 1) * ((self.data_high - self.data_low) / 2) + self.data_low
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the network (safetensors) and everything else (JSON) into a folder.
+
+        Raises:
+            TypeError: the network is not a diffusers ``UNet2DModel``.
+        """
+        if not isinstance(self.network, UNet2DModel):
+            raise TypeError(
+                "save_pretrained needs a diffusers UNet2DModel, "
+                f"the network is a {type(self.network).__name__}."
+            )
+        folder = Path(folder)
+        self.network.save_pretrained(folder / "network")
+        settings = {
+            "image_shape": self.image_shape,
+            "prediction_type": self.schedule.prediction_type,
+            "beta_schedule": self.schedule.beta_schedule,
+            "num_train_timesteps": self.schedule.num_train_timesteps,
+            "num_inference_steps": self.num_inference_steps,
+            "classes": self.classes,
+            "data_range_known": self.data_range_known,
+            "data_low": self.data_low.flatten().tolist(),
+            "data_high": self.data_high.flatten().tolist(),
+        }
+        (folder / "generator.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Read what :meth:`save_pretrained` wrote. Runs no code from the folder.
+
+        Raises:
+            FileNotFoundError: the folder holds no generator.
+        """
+        folder = Path(folder)
+        file = folder / "generator.json"
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{folder} holds no generator.json: expected a folder that "
+                "DiffusionGenerator.save_pretrained wrote."
+            )
+        settings = json.loads(file.read_text())
+        network = UNet2DModel.from_pretrained(
+            folder / "network", use_safetensors=True, low_cpu_mem_usage=False
+        )
+        generator = cls(
+            tuple(settings["image_shape"]),
+            network,
+            prediction_type=settings["prediction_type"],
+            beta_schedule=settings["beta_schedule"],
+            num_train_timesteps=settings["num_train_timesteps"],
+            num_inference_steps=settings["num_inference_steps"],
+        )
+        generator.classes = settings["classes"]
+        if settings["data_range_known"]:
+            low, high = torch.tensor(settings["data_low"]), torch.tensor(settings["data_high"])
+            generator.set_data_range(low, high)
+        return generator
+
+
+def default_network(image_shape: tuple[int, int, int]) -> UNet2DModel:
+    """A class-conditional UNet for this image shape, small enough that two CPU cores can train it."""
+    side = max(image_shape[1:])
+    widths = (32, 32) if side <= 16 else (16, 32, 64) if side <= 40 else (16, 32, 64, 64)
+    return UNet2DModel(
+        in_channels=image_shape[0],
+        out_channels=image_shape[0],
+        block_out_channels=widths,
+        down_block_types=("DownBlock2D",) * len(widths),
+        up_block_types=("UpBlock2D",) * len(widths),
+        layers_per_block=1,
+        norm_num_groups=8,
+        add_attention=False,
+        num_class_embeds=1,
+    )
+
+
+def data_range(images: Iterable[Float[Tensor, "c h w"]]) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value by channel; a constant channel takes the extremes of all."""
+    low, high = None, None
+    for image in images:
+        pixels = image.flatten(1)
+        low = pixels.amin(1) if low is None else low.minimum(pixels.amin(1))
+        high = pixels.amax(1) if high is None else high.maximum(pixels.amax(1))
+    if low is None or high is None:
+        raise ValueError("The first experience is empty: the data range cannot be inferred.")
+    if not bool((low.min() < high.max()).all()):
+        raise ValueError(
+            f"All pixels of the first experience are {low.min():g}: nothing to learn."
+        )
+    constant = low == high
+    return torch.where(constant, low.min(), low), torch.where(constant, high.max(), high)
+
+
+def check_image_shape(image_shape: tuple[int, ...]) -> None:
+    """Refuse what is not an image of channels × height × width, or is too small.
+
+    Raises:
+        ValueError: another number of dimensions, or a side below 4 pixels.
+    """
+    if len(image_shape) != 3:
+        raise ValueError(
+            f"Images must be channels × height × width, got shape {tuple(image_shape)}."
+        )
+    if min(image_shape[1:]) < MIN_SIDE:
+        raise ValueError(
+            f"Image sides must be at least {MIN_SIDE} pixels, got {image_shape[1]}×{image_shape[2]}: "
+            "resize the images in the benchmark's transform."
+        )

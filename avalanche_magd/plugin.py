@@ -1,0 +1,213 @@
+"""MAGDPlugin: which callback of Avalanche does what.
+
+==============================  =================================================================
+callback                        what happens
+==============================  =================================================================
+before_training                 refuse a second MAGD plugin
+after_train_dataset_adaptation  check the data; build the generator; fill the pool with the past
+before_training_iteration       generated images join the mini-batch
+after_training_iteration        they leave it
+after_training_exp              the generator learns the experience
+==============================  =================================================================
+"""
+
+from typing import Any
+
+import torch
+from avalanche.core import SupervisedPlugin
+
+from avalanche_magd.arguments import check_count
+from avalanche_magd.cost import Cost
+from avalanche_magd.distillation.magd import MAGD
+from avalanche_magd.distillation.sggd import SnrBand
+from avalanche_magd.generator import DiffusionGenerator, check_image_shape
+from avalanche_magd.replay import (
+    append_replay,
+    balanced_replay_size,
+    check_minibatch,
+    check_sample,
+    trim_replay,
+)
+from avalanche_magd.training import MAGDTraining
+
+GENERATOR_ITERATIONS = 800
+
+
+class MAGDPlugin(SupervisedPlugin):  # type: ignore[misc]
+    """Replays the past to any supervised Avalanche strategy from a diffusion model, storing no data.
+
+    ``plugins=[MAGDPlugin()]`` is all that a strategy needs. From its second experience on, each
+    mini-batch is joined by generated images of the classes that came before.
+
+    Args:
+        generator_strategy: trains the generator. Default: one that is built when the first experience
+            shows what images look like, from the arguments below.
+        generator_iterations: training steps of the generator per experience.
+        pool_size: images generated per experience, over all old classes. Their memory is bounded by
+            ``max_pool_bytes``.
+        num_inference_steps: network calls per generated image.
+        replay_size: generated rows per mini-batch; 0 switches replay off. Default: as many as give each
+            old class the weight of a current one.
+        snr_band: SGGD's band, see :class:`~avalanche_magd.distillation.MAGD`.
+        guidance_scale: CGGD's classifier-free guidance; 1 is none.
+        max_pool_bytes: bound on the size of the pool in memory.
+        seed: of everything random here. Default: torch's initial seed. The strategy's own randomness is
+            never touched.
+        progress: show progress bars, if standard error is a terminal.
+
+    Attributes:
+        generator_strategy: the strategy in use; ``None`` until the first experience if it was not given.
+
+    Raises:
+        TypeError: ``generator_strategy`` is not a :class:`MAGDTraining`, or a count is no integer.
+        ValueError: an argument out of range, or one that ``generator_strategy`` decides.
+    """
+
+    def __init__(
+        self,
+        generator_strategy: MAGDTraining | None = None,
+        *,
+        generator_iterations: int = GENERATOR_ITERATIONS,
+        pool_size: int = MAGD.pool_size,
+        num_inference_steps: int = MAGD.num_inference_steps,
+        replay_size: int | None = None,
+        snr_band: SnrBand | None = MAGD.snr_band,
+        guidance_scale: float = MAGD.guidance_scale,
+        max_pool_bytes: int = MAGD.max_pool_bytes,
+        seed: int | None = None,
+        progress: bool = True,
+    ) -> None:
+        super().__init__()
+        check_count("generator_iterations", generator_iterations)
+        if replay_size is not None:
+            check_count("replay_size", replay_size, at_least=0)
+        distillation = MAGD(
+            pool_size=pool_size,
+            num_inference_steps=num_inference_steps,
+            snr_band=snr_band,
+            guidance_scale=guidance_scale,
+            max_pool_bytes=max_pool_bytes,
+        )
+        if generator_strategy is not None:
+            if not isinstance(generator_strategy, MAGDTraining):
+                raise TypeError(
+                    "generator_strategy must be a MAGDTraining, "
+                    f"got {type(generator_strategy).__name__}."
+                )
+            if distillation != MAGD() or generator_iterations != GENERATOR_ITERATIONS:
+                raise ValueError(
+                    "generator_strategy brings its own training and distillation: give "
+                    "train_iterations and distillation=MAGD(...) to it, not to the plugin."
+                )
+        self.generator_strategy = generator_strategy
+        self.generator_iterations = generator_iterations
+        self.distillation = distillation
+        self.replay_size = replay_size
+        self.seed = seed
+        self.progress = progress
+        self._task_of_class: dict[int, int] = {}
+        self._real_rows: int | None = None
+        self._rng: torch.Generator | None = None
+
+    @property
+    def generator(self) -> DiffusionGenerator | None:
+        """The generator; ``None`` until the first experience has been seen."""
+        return None if self.generator_strategy is None else self.generator_strategy.model
+
+    @property
+    def cost(self) -> Cost:
+        """What the generator has cost so far."""
+        return Cost() if self.generator_strategy is None else self.generator_strategy.cost
+
+    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+        """Refuse a second MAGD plugin.
+
+        Raises:
+            ValueError: the strategy has two.
+        """
+        if sum(isinstance(plugin, MAGDPlugin) for plugin in strategy.plugins) > 1:
+            raise ValueError("The strategy has two MAGDPlugins: each would replay; keep one.")
+
+    def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+        """Check the data; build the generator; fill the pool with the past.
+
+        Raises:
+            TypeError: see :func:`~avalanche_magd.replay.check_sample`.
+            ValueError: likewise, or images of another shape than the generator's.
+        """
+        dataset = strategy.experience.dataset.eval()
+        image_shape = check_sample(dataset[0])
+        if self.generator_strategy is None:
+            self.generator_strategy = self._default_strategy(image_shape, strategy.device)
+        expected = self.generator_strategy.model.image_shape
+        if image_shape != expected:
+            raise ValueError(
+                f"The generator makes images of shape {expected}, the experience has {image_shape}."
+            )
+        self.generator_strategy.fill_pool(strategy.experience)
+
+    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Generated images join the mini-batch.
+
+        Raises:
+            TypeError: see :func:`~avalanche_magd.replay.check_minibatch`.
+            ValueError: likewise.
+        """
+        check_minibatch(strategy.mbatch)
+        assert self.generator_strategy is not None
+        pool = self.generator_strategy.pool
+        self._real_rows = None
+        if pool is None or self.replay_size == 0:
+            return
+        real_rows = len(strategy.mbatch[0])
+        size = self.replay_size or balanced_replay_size(
+            real_rows, len(strategy.experience.dataset.targets.uniques), len(pool.classes)
+        )
+        images, labels = pool.draw_images(size, self._replay_rng())
+        tasks = torch.tensor([self._task_of_class.get(label, 0) for label in labels.tolist()])
+        append_replay(strategy.mbatch, images, labels, tasks)
+        self._real_rows = real_rows
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Generated images leave the mini-batch."""
+        if self._real_rows is not None:
+            trim_replay(strategy, self._real_rows)
+
+    def after_training_exp(self, strategy: Any, num_workers: int = 0, **kwargs: Any) -> None:
+        """The generator learns the experience."""
+        assert self.generator_strategy is not None
+        dataset = strategy.experience.dataset
+        task_labels = getattr(dataset, "targets_task_labels", None)
+        if task_labels is not None:
+            self._task_of_class.update(zip(dataset.targets, task_labels, strict=True))
+        self.generator_strategy.train(
+            strategy.experience, eval_streams=[], num_workers=num_workers
+        )
+
+    def _default_strategy(
+        self, image_shape: tuple[int, int, int], device: torch.device
+    ) -> MAGDTraining:
+        check_image_shape(image_shape)
+        seed = torch.initial_seed() if self.seed is None else self.seed
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            generator = DiffusionGenerator(
+                image_shape, num_inference_steps=self.distillation.num_inference_steps
+            ).to(device)
+        return MAGDTraining(
+            model=generator,
+            optimizer=torch.optim.AdamW(generator.parameters(), lr=2e-3, fused=True),
+            distillation=self.distillation,
+            train_iterations=self.generator_iterations,
+            device=device,
+            seed=seed,
+            progress=self.progress,
+        )
+
+    def _replay_rng(self) -> torch.Generator:
+        """Draws from the pool, on the pool's device."""
+        if self._rng is None:
+            assert self.generator_strategy is not None
+            self._rng = torch.Generator(self.generator_strategy.device)
+            self._rng.manual_seed(torch.initial_seed() if self.seed is None else self.seed)
+        return self._rng

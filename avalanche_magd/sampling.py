@@ -1,0 +1,186 @@
+"""The reverse process: from pure noise to images, keeping every state on the way.
+
+A run visits timesteps ``t_1 > t_2 > … > t_K``, its *grid*, and then the clean image. At each of them
+the denoiser is called once; its raw output gives x̂_0 and ε̂, and deterministic DDIM steps to the next
+noise level, ``x_{t'} = √ᾱ_{t'} x̂_0 + √(1−ᾱ_{t'}) ε̂``. The visited states, the timesteps at which they
+were evaluated, and the raw outputs are a :class:`Trajectory`: what a student can learn from.
+
+The grid and the step are written out here, and not taken from diffusers, because a state is a valid
+lesson only if it lies exactly at the noise level that its timestep names. Library schedulers assume a
+fixed stride, so that on other grids their states lie between the listed levels.
+
+References:
+    Song et al. 2021, *Denoising diffusion implicit models*, eq. 12 with η = 0.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from avalanche_magd.schedule import NoiseSchedule
+
+Images = Float[Tensor, "b c h w"]
+Indices = Int[Tensor, " b"]
+
+Denoiser = Callable[[Images, Indices, Indices], Images]
+"""``(x_t, t, labels) → prediction``: the generator, or a teacher that is known in closed form."""
+
+Guidance = Callable[[Images, Images, Indices, Indices], Images]
+"""``(prediction, x_t, t, labels) → prediction``: steers a run away from the raw prediction."""
+
+
+class Trajectory(NamedTuple):
+    """One reverse run of a batch, noisiest first; k is the number of timesteps visited."""
+
+    states: Float[Tensor, "k b c h w"]
+    """x_t, before the denoiser was called on it."""
+    timesteps: Int[Tensor, "k b"]
+    """t at which each state was evaluated."""
+    outputs: Float[Tensor, "k b c h w"]
+    """The denoiser's raw output there: before guidance, before clipping."""
+    labels: Int[Tensor, " b"]
+    """The class that the denoiser was given."""
+    images: Float[Tensor, "b c h w"]
+    """Where the run ended, in [−1, 1] if it was clipped."""
+
+
+def balanced_labels(
+    count: int, classes: list[int], rng: torch.Generator
+) -> Int[Tensor, " {count}"]:
+    """``count`` labels in random order; no class has more than one label more than another."""
+    device = rng.device
+    order = torch.randperm(len(classes), generator=rng, device=device)
+    labels = torch.tensor(classes, device=device)[order].repeat(count // len(classes) + 1)[:count]
+    return labels[torch.randperm(count, generator=rng, device=device)]
+
+
+def jittered_grid(
+    num_inference_steps: int,
+    num_train_timesteps: int,
+    batch_size: int,
+    rng: torch.Generator,
+) -> Int[Tensor, "k b"]:
+    """Timesteps of ``batch_size`` reverse runs: each falls strictly, and each starts at T − 1.
+
+    The other K − 1 nodes are drawn uniformly, one in each stratum between the edges
+    ``(T−1) (j/(K−1))^1.5``. A fixed grid would show a student K noise levels for ever; over many
+    draws this one shows it all of them. The exponent lies between uniform steps, which lose detail,
+    and quadratic ones, which lose brightness.
+
+    Args:
+        num_inference_steps: K, from 1 to T.
+        num_train_timesteps: T.
+        batch_size: number of runs, each with a grid of its own.
+        rng: source of the jitter; the grid is made on its device.
+
+    Returns:
+        Timesteps in [0, T), noisiest first.
+
+    Raises:
+        ValueError: K is not between 1 and T.
+    """
+    last = num_train_timesteps - 1
+    if not 1 <= num_inference_steps <= num_train_timesteps:
+        raise ValueError(
+            f"num_inference_steps must be between 1 and {num_train_timesteps}, "
+            f"the number of noise levels; got {num_inference_steps}."
+        )
+    count = num_inference_steps - 1
+    device = rng.device
+    edges = last * torch.linspace(0, 1, count + 1, device=device)[:, None] ** 1.5
+    jitter = torch.rand(count, batch_size, generator=rng, device=device)
+    nodes = (edges[:-1] + jitter * (edges[1:] - edges[:-1])).long()
+    # Strata narrower than one timestep can share a node: push nodes apart without leaving [0, T−1).
+    rank = torch.arange(count, device=device)[:, None]
+    if count:
+        nodes = (nodes - rank).clamp(0, last - count).cummax(0).values + rank
+    start = torch.full((1, batch_size), last, device=device)
+    return torch.cat([start, nodes.flip(0)])
+
+
+def ddim_step(
+    schedule: NoiseSchedule,
+    x_0: Float[Tensor, "b c h w"],
+    x_t: Float[Tensor, "b c h w"],
+    t: Int[Tensor, " b"],
+    next_t: Int[Tensor, " b"],
+) -> Float[Tensor, "b c h w"]:
+    """The state at ``next_t`` on the straight line through ``x_t`` and its clean image x̂_0."""
+    signal, sigma = schedule.scales(t, x_t)
+    noise = (x_t - signal * x_0) / sigma
+    return schedule.add_noise(x_0, noise, next_t)
+
+
+@torch.no_grad()
+def sample(
+    denoiser: Denoiser,
+    schedule: NoiseSchedule,
+    noise: Float[Tensor, "b c h w"],
+    labels: Int[Tensor, " b"],
+    timesteps: Int[Tensor, "k b"],
+    *,
+    guidance: Guidance | None = None,
+    clip: bool = True,
+) -> Trajectory:
+    """Run the reverse process with deterministic DDIM.
+
+    Costs k network forwards per image, and what the guidance adds to them.
+
+    Args:
+        denoiser: called once per state.
+        schedule: noise levels, and what a prediction means.
+        noise: standard normal, the first state.
+        labels: the class of each image.
+        timesteps: strictly falling along k, as :func:`jittered_grid` draws them.
+        guidance: steers the run; the outputs that are kept stay unguided.
+        clip: keep x̂_0 in [−1, 1] at each step, so that a weak network's errors do not grow.
+
+    Returns:
+        Every state of the run and where it ended.
+    """
+    states, outputs = [], []
+    x_t = noise
+    for step, t in enumerate(timesteps):
+        output = denoiser(x_t, t, labels)
+        states.append(x_t)
+        outputs.append(output)
+        steered = output if guidance is None else guidance(output, x_t, t, labels)
+        x_0 = schedule.denoised(steered, x_t, t)
+        if clip:
+            x_0 = x_0.clamp(-1, 1)
+        if step + 1 < len(timesteps):
+            x_t = ddim_step(schedule, x_0, x_t, t, timesteps[step + 1])
+    return Trajectory(torch.stack(states), timesteps, torch.stack(outputs), labels, x_0)
+
+
+def reverse_runs(
+    denoiser: Denoiser,
+    schedule: NoiseSchedule,
+    image_shape: tuple[int, int, int],
+    labels: Int[Tensor, " n"],
+    num_inference_steps: int,
+    rng: torch.Generator,
+    *,
+    guidance: Guidance | None = None,
+    batch_size: int = 256,
+) -> Iterator[Trajectory]:
+    """Reverse runs from fresh noise on fresh grids, one trajectory per batch of labels.
+
+    Args:
+        denoiser: called once per state.
+        schedule: noise levels, and what a prediction means.
+        image_shape: channels, height and width.
+        labels: class of each image to generate.
+        num_inference_steps: K, denoiser calls per image.
+        rng: source of noise and grids, on the denoiser's device.
+        guidance: steers the runs.
+        batch_size: images that are generated at once.
+    """
+    for chosen in labels.split(batch_size):
+        shape = (len(chosen), *image_shape)
+        noise = torch.randn(shape, generator=rng, device=rng.device)
+        grid = jittered_grid(num_inference_steps, schedule.num_train_timesteps, len(chosen), rng)
+        yield sample(denoiser, schedule, noise, chosen, grid, guidance=guidance)

@@ -1,0 +1,129 @@
+"""Noise levels: how much of an image is left at timestep t, and what the network is asked there.
+
+An image ``x_0`` in [−1, 1] is noised to ``x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε`` with ε ~ N(0, I). The integer
+``t`` runs from 0 (almost clean) to T − 1 (almost pure noise), T = ``num_train_timesteps``.
+ᾱ_t = ``alphas_cumprod[t]`` falls with t, and SNR(t) = ᾱ_t / (1 − ᾱ_t).
+
+The network's raw output is its *prediction*. What it predicts is named as diffusers does:
+
+=================  ======================================
+``epsilon``        ε
+``v_prediction``   v = √ᾱ_t ε − √(1−ᾱ_t) x_0
+``sample``         x_0
+=================  ======================================
+
+Each of them gives the other two by algebra, since x_t is known.
+
+References:
+    Ho et al. 2020, *Denoising diffusion probabilistic models* (linear schedule, ε).
+    Nichol & Dhariwal 2021, *Improved DDPM* (cosine schedule).
+    Salimans & Ho 2022, *Progressive distillation for fast sampling* (v).
+"""
+
+import typing
+from typing import Literal
+
+from diffusers import DDIMScheduler
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
+BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+
+
+class NoiseSchedule(nn.Module):
+    """Noise levels by timestep, and the conversions between ε, v and x_0.
+
+    A module without parameters: its tables follow the generator from device to device.
+
+    Args:
+        prediction_type: what the network's output means.
+        beta_schedule: name of the noise schedule; its constants are those of diffusers.
+        num_train_timesteps: T, the number of noise levels.
+
+    Raises:
+        ValueError: an unknown name, or fewer than two timesteps.
+    """
+
+    alphas_cumprod: Float[Tensor, " t"]
+
+    def __init__(
+        self,
+        prediction_type: str = "v_prediction",
+        beta_schedule: str = "squaredcos_cap_v2",
+        num_train_timesteps: int = 1000,
+    ) -> None:
+        super().__init__()
+        _check_name("prediction_type", prediction_type, typing.get_args(PredictionType))
+        _check_name("beta_schedule", beta_schedule, typing.get_args(BetaSchedule))
+        if num_train_timesteps < 2:
+            raise ValueError(f"num_train_timesteps must be at least 2, got {num_train_timesteps}.")
+        self.prediction_type = prediction_type
+        self.beta_schedule = beta_schedule
+        self.num_train_timesteps = num_train_timesteps
+        betas = DDIMScheduler(num_train_timesteps, beta_schedule=beta_schedule).betas
+        # In double precision: near t = 0 the noise is what float32 would round away in 1 − ᾱ.
+        alphas_cumprod = (1 - betas.double()).cumprod(0)
+        self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)
+
+    def _apply(self, fn: typing.Any, recurse: bool = True) -> "NoiseSchedule":
+        """Follow the generator's device, but never its precision."""
+        table = self.alphas_cumprod
+        super()._apply(fn, recurse)
+        self.alphas_cumprod = table.to(self.alphas_cumprod.device)
+        return self
+
+    def snr(self, t: Int[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        """Signal-to-noise ratio ``ᾱ_t / (1 − ᾱ_t)``; larger is cleaner."""
+        alphas_cumprod = self.alphas_cumprod[t]
+        return alphas_cumprod / (1 - alphas_cumprod)
+
+    def scales(
+        self, t: Int[Tensor, " b"], images: Float[Tensor, "b c h w"]
+    ) -> tuple[Float[Tensor, "b 1 1 1"], Float[Tensor, "b 1 1 1"]]:
+        """``√ᾱ_t`` and ``√(1−ᾱ_t)``, in the precision of the images that they will scale."""
+        alphas_cumprod = self.alphas_cumprod[t].view(-1, 1, 1, 1)
+        return alphas_cumprod.sqrt().to(images.dtype), (1 - alphas_cumprod).sqrt().to(images.dtype)
+
+    def add_noise(
+        self,
+        x_0: Float[Tensor, "b c h w"],
+        noise: Float[Tensor, "b c h w"],
+        t: Int[Tensor, " b"],
+    ) -> Float[Tensor, "b c h w"]:
+        """The noised image ``x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε``."""
+        signal, sigma = self.scales(t, x_0)
+        return signal * x_0 + sigma * noise
+
+    def target(
+        self,
+        x_0: Float[Tensor, "b c h w"],
+        noise: Float[Tensor, "b c h w"],
+        t: Int[Tensor, " b"],
+    ) -> Float[Tensor, "b c h w"]:
+        """What a perfect network would predict at ``add_noise(x_0, noise, t)``."""
+        if self.prediction_type == "epsilon":
+            return noise
+        if self.prediction_type == "sample":
+            return x_0
+        signal, sigma = self.scales(t, x_0)
+        return signal * noise - sigma * x_0
+
+    def denoised(
+        self,
+        prediction: Float[Tensor, "b c h w"],
+        x_t: Float[Tensor, "b c h w"],
+        t: Int[Tensor, " b"],
+    ) -> Float[Tensor, "b c h w"]:
+        """The clean image x̂_0 that a prediction at x_t stands for."""
+        if self.prediction_type == "sample":
+            return prediction
+        signal, sigma = self.scales(t, x_t)
+        if self.prediction_type == "epsilon":
+            return (x_t - sigma * prediction) / signal
+        return signal * x_t - sigma * prediction
+
+
+def _check_name(argument: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{argument} must be one of {', '.join(known)}; got {value!r}.")

@@ -1,0 +1,256 @@
+"""MAGDTraining: the Avalanche strategy that teaches a generator, experience after experience.
+
+========================================  ====================================================
+before an experience                      the teacher (the generator as it is) fills the pool
+each step                                 a mini-batch of real images, as many lessons, one
+                                          forward of both, clipped gradients, EMA
+after the experience                      the averaged weights replace the student's: they are
+                                          the next teacher; the pool is dropped
+========================================  ====================================================
+
+An experience is a number of steps, not of epochs, whatever its size: ``train_iterations``. Training
+images come without augmentation (the dataset's evaluation transforms). All randomness is drawn from the
+strategy's own seed, and torch's global state is left as it was.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from avalanche.benchmarks.utils.data_loader import collate_from_data_or_kwargs
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.templates import SupervisedTemplate
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, RandomSampler
+from tqdm import tqdm
+
+from avalanche_magd.arguments import check_count, check_number
+from avalanche_magd.cost import Cost
+from avalanche_magd.distillation.batch import LessonBatch, noised_lessons
+from avalanche_magd.distillation.cggd import without_class
+from avalanche_magd.distillation.loss import current_share, squared_errors, total_loss
+from avalanche_magd.distillation.magd import MAGD
+from avalanche_magd.distillation.pool import Pool
+from avalanche_magd.distillation.teacher import EmaTeacher
+from avalanche_magd.generator import NULL_LABEL, DiffusionGenerator
+
+
+class MAGDTraining(SupervisedTemplate):  # type: ignore[misc]
+    """Teaches a :class:`DiffusionGenerator` continually, without stored data.
+
+    Args:
+        model: the generator.
+        optimizer: over the generator's parameters.
+        distillation: how the past is taught.
+        train_mb_size: real images of a step; as many lessons join them.
+        train_iterations: steps per experience.
+        ema_decay: weight of the past in the averaged weights, in [0, 1); 0 switches averaging off.
+        max_grad_norm: gradients are clipped to this norm.
+        replay_weight: λ, weight of the lessons' loss; 0 is fine-tuning, 1 the joint objective.
+        seed: of everything random here. Default: torch's initial seed.
+        progress: show progress bars, if standard error is a terminal.
+        **base_kwargs: further arguments of Avalanche's ``SupervisedTemplate``: ``device``, ``plugins``,
+            ``evaluator`` (default: none, since accuracy is no metric of a generator), …
+
+    Attributes:
+        pool: what the teacher generated for the experience in training; ``None`` between experiences.
+        cost: what was spent.
+
+    Raises:
+        TypeError: ``model`` is not a :class:`DiffusionGenerator`, or an argument of the wrong type.
+        ValueError: an argument out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: DiffusionGenerator,
+        optimizer: torch.optim.Optimizer,
+        distillation: MAGD | None = None,
+        train_mb_size: int = 32,
+        train_iterations: int = 1000,
+        ema_decay: float = 0.995,
+        max_grad_norm: float = 1.0,
+        replay_weight: float = 1.0,
+        seed: int | None = None,
+        progress: bool = True,
+        **base_kwargs: Any,
+    ) -> None:
+        if not isinstance(model, DiffusionGenerator):
+            raise TypeError(f"model must be a DiffusionGenerator, got {type(model).__name__}.")
+        check_count("train_mb_size", train_mb_size)
+        check_count("train_iterations", train_iterations)
+        if not 0 <= ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}.")
+        check_number("max_grad_norm", max_grad_norm, above=0)
+        if not 0 <= replay_weight < float("inf"):
+            raise ValueError(
+                f"replay_weight must be finite and not negative, got {replay_weight}."
+            )
+        distillation = MAGD() if distillation is None else distillation
+        distillation.lessons_per_image(model)
+        base_kwargs.setdefault("evaluator", _no_evaluator())
+        super().__init__(
+            model=model,
+            optimizer=optimizer,
+            criterion=nn.MSELoss(),
+            train_mb_size=train_mb_size,
+            **base_kwargs,
+        )
+        self.distillation = distillation
+        self.train_iterations = train_iterations
+        self.ema_decay = ema_decay
+        self.max_grad_norm = max_grad_norm
+        self.replay_weight = replay_weight
+        self.progress = progress
+        self.rng = torch.Generator(self.device)
+        self.rng.manual_seed(torch.initial_seed() if seed is None else seed)
+        self.pool: Pool | None = None
+        self.cost = Cost()
+        self.teacher: EmaTeacher | None = None
+        self._lessons: LessonBatch | None = None
+        self._w_new = 1.0
+
+    def fill_pool(self, experience: Any) -> None:
+        """Generate the past before an experience is trained on; nothing if there is no past yet.
+
+        :meth:`train` does it by itself. Whoever needs the images before calls it before.
+
+        Args:
+            experience: the next experience; its own classes are not generated.
+        """
+        dataset = experience.dataset.eval()
+        old_classes = sorted(set(self.model.classes) - set(dataset.targets.uniques))
+        if not old_classes:
+            self.pool = None
+            return
+
+        def current_images(count: int) -> Float[Tensor, "n c h w"]:
+            rows = torch.randint(len(dataset), (count,), generator=self.rng, device=self.device)
+            images = torch.stack([dataset[row][0] for row in rows.tolist()])
+            return self.model.to_model(images.to(self.device))  # type: ignore[no-any-return]
+
+        self.model.to(self.device)
+        with self.cost.generation.measure(self.model):
+            self.pool = self.distillation.fill(
+                self.model, old_classes, current_images, self.rng, progress=self.progress
+            )
+        self.cost.lessons += len(self.pool.weights)
+        self.cost.pool_bytes = max(self.cost.pool_bytes, self.pool.nbytes)
+
+    def train(self, experiences: Any, eval_streams: Any = None, **kwargs: Any) -> Any:
+        """Avalanche's training loop, with torch's global random state untouched."""
+        with self._own_randomness():
+            return super().train(experiences, eval_streams, **kwargs)
+
+    @contextmanager
+    def _own_randomness(self) -> Iterator[None]:
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self._draw_seed())
+            yield
+
+    def _draw_seed(self) -> int:
+        return int(torch.randint(2**62, (), generator=self.rng, device=self.device))
+
+    def train_dataset_adaptation(self, **kwargs: Any) -> None:
+        """Train on images as they are evaluated: without augmentation."""
+        self.adapted_dataset = self.experience.dataset.eval()
+
+    def _after_train_dataset_adaptation(self, **kwargs: Any) -> None:
+        if self.pool is None:
+            self.fill_pool(self.experience)
+        super()._after_train_dataset_adaptation(**kwargs)
+
+    def make_train_dataloader(
+        self, num_workers: int = 0, pin_memory: bool | None = None, **kwargs: Any
+    ) -> None:
+        """As many mini-batches as there are iterations, from as many passes as that takes."""
+        rng = torch.Generator().manual_seed(self._draw_seed())
+        rows = self.train_iterations * self.train_mb_size
+        arguments: dict[str, Any] = {}
+        collate_from_data_or_kwargs(self.adapted_dataset, arguments)
+        self.dataloader = DataLoader(
+            self.adapted_dataset,
+            batch_size=self.train_mb_size,
+            sampler=RandomSampler(self.adapted_dataset, num_samples=rows, generator=rng),
+            num_workers=num_workers,
+            pin_memory=self.device.type == "cuda" if pin_memory is None else pin_memory,
+            generator=rng,
+            **arguments,
+        )
+
+    def _before_training_exp(self, **kwargs: Any) -> None:
+        super()._before_training_exp(**kwargs)
+        self.teacher = EmaTeacher(self.model.parameters(), self.ema_decay)
+        current = self.experience.dataset.targets.uniques
+        self._w_new = current_share(len(current), len(self.model.classes))
+
+    def training_epoch(self, **kwargs: Any) -> None:
+        """The template's loop over the mini-batches, measured and with a progress bar."""
+        hidden = None if self.progress else True
+        self.dataloader = tqdm(
+            self.dataloader, desc="training generator", disable=hidden, leave=False
+        )
+        with self.cost.training.measure(self.model):
+            super().training_epoch(**kwargs)
+
+    def forward(self) -> Float[Tensor, "n c h w"]:
+        """The predictions for this step's lessons: noised real images first, then the pool's."""
+        x_0 = self.model.to_model(self.mb_x)
+        lessons = noised_lessons(self.model.schedule, x_0, self._labels(), self.rng)
+        if self.is_training and self.pool is not None:
+            past = self.pool.draw_lessons(len(x_0), self.rng)
+            lessons = LessonBatch.cat([lessons, past])
+        self._lessons = lessons
+        return self.model(lessons.x_t, lessons.t, lessons.labels)  # type: ignore[no-any-return]
+
+    def _labels(self) -> Tensor:
+        """The mini-batch's classes; "no class" for a tenth if guided, and for classes yet unseen."""
+        labels: Tensor = self.mb_y.long()
+        if self.is_training:
+            null = without_class(len(labels), self.distillation.guidance_scale, self.rng)
+        else:
+            seen = torch.tensor(self.model.classes, device=labels.device)
+            null = ~torch.isin(labels, seen)
+        return labels.masked_fill(null, NULL_LABEL)
+
+    def criterion(self) -> Float[Tensor, ""]:
+        """The loss of :mod:`avalanche_magd.distillation.loss`; in evaluation, of real images alone."""
+        assert self._lessons is not None
+        errors = squared_errors(self.mb_output, self._lessons.target)
+        real = len(self.mb_x)
+        return total_loss(errors[:real], errors[real:], self._w_new, self.replay_weight)
+
+    def optimizer_step(self) -> None:
+        """Clip, step, average.
+
+        Raises:
+            FloatingPointError: the gradient is not finite.
+        """
+        assert self.teacher is not None
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        if not norm.isfinite():
+            raise FloatingPointError(
+                f"The generator's gradient is {norm.item()} at iteration {self.teacher.steps} of the "
+                "experience: lower its optimizer's learning rate, or check the data for NaN."
+            )
+        self.cost.training.backwards += len(self.mb_output)
+        super().optimizer_step()
+        self.teacher.update()
+
+    def _after_training_exp(self, **kwargs: Any) -> None:
+        assert self.teacher is not None
+        self.teacher.replace_student()
+        self.teacher, self.pool, self._lessons = None, None, None
+        super()._after_training_exp(**kwargs)
+
+
+def _no_evaluator() -> EvaluationPlugin:
+    """An evaluator without metrics or loggers, which is meant and needs no warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "No loggers specified")
+        return EvaluationPlugin()

@@ -1,0 +1,277 @@
+"""What each technique chooses, what a pool holds, and what a loss weighs."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import tiny_generator
+from torch import Tensor
+
+from avalanche_magd.distillation import MAGD, LessonBatch
+from avalanche_magd.distillation.batch import noised_lessons
+from avalanche_magd.distillation.cggd import ClassifierFreeGuidance
+from avalanche_magd.distillation.loss import current_share, squared_errors, total_loss
+from avalanche_magd.distillation.nigd import trajectory_lessons
+from avalanche_magd.distillation.pool import stratified_draw
+from avalanche_magd.distillation.sggd import outside_band
+from avalanche_magd.distillation.teacher import EmaTeacher
+from avalanche_magd.generator import NULL_LABEL
+from avalanche_magd.sampling import reverse_runs
+from avalanche_magd.schedule import NoiseSchedule
+
+
+def gray_images(count: int) -> Tensor:
+    """Current images that no generator makes: exactly zero everywhere."""
+    return torch.zeros(count, 1, 8, 8)
+
+
+def no_images(count: int) -> Tensor:
+    raise AssertionError("current images were asked for")
+
+
+def test_every_state_is_a_lesson_with_its_own_timestep_label_and_answer(
+    rng: torch.Generator,
+) -> None:
+    teacher = tiny_generator(classes=(3, 7)).eval()
+    labels = torch.tensor([3, 7, 7])
+    (run,) = reverse_runs(teacher, teacher.schedule, (1, 8, 8), labels, 5, rng)
+    lessons, weights = trajectory_lessons(run)
+    assert len(weights) == 15
+    for step in range(5):
+        for row in range(3):
+            index = step * 3 + row
+            assert torch.equal(lessons.x_t[index], run.states[step, row])
+            assert torch.equal(lessons.target[index], run.outputs[step, row])
+            assert lessons.t[index] == run.timesteps[step, row]
+            assert lessons.labels[index] == labels[row]
+    torch.testing.assert_close(weights.view(5, 3).sum(0), torch.full((3,), 999.0))
+
+
+def test_weights_spread_lessons_evenly_over_time(rng: torch.Generator) -> None:
+    teacher = tiny_generator(classes=(0,)).eval()
+    labels = torch.zeros(256, dtype=torch.long)
+    (run,) = reverse_runs(teacher, teacher.schedule, (1, 8, 8), labels, 10, rng)
+    lessons, weights = trajectory_lessons(run)
+    drawn = lessons.t[stratified_draw(weights.double().cumsum(0), 20_000, rng)]
+    shares = torch.histc(drawn.float(), bins=5, min=0, max=1000) / len(drawn)
+    assert shares.min() > 0.15
+    assert shares.max() < 0.25
+
+
+def test_a_pool_costs_one_forward_per_lesson_and_is_balanced(rng: torch.Generator) -> None:
+    teacher = tiny_generator(classes=(2, 5, 9))
+    teacher.set_data_range(torch.zeros(1), torch.ones(1))
+    pool = MAGD(pool_size=31, num_inference_steps=4).fill(teacher, [2, 5, 9], no_images, rng)
+    assert teacher.forwards == 31 * 4 == len(pool.weights)
+    assert pool.images.shape == (31, 1, 8, 8)
+    assert 0 <= pool.images.min() < pool.images.max() <= 1
+    assert sorted((pool.labels == label).sum().item() for label in (2, 5, 9)) == [10, 10, 11]
+    assert pool.lessons.x_t.dtype == pool.lessons.target.dtype == torch.float16
+    assert pool.classes == [2, 5, 9]
+
+
+def test_the_teacher_is_asked_for_lessons_in_evaluation_mode_and_left_as_it_was(
+    rng: torch.Generator,
+) -> None:
+    teacher = tiny_generator(classes=(0,))
+    modes: list[bool] = []
+    teacher.network.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    MAGD(pool_size=2, num_inference_steps=2).fill(teacher, [0], no_images, rng)
+    assert modes == [False, False]
+    assert teacher.training
+
+
+def test_a_pool_stays_within_its_bytes_and_keeps_every_image(rng: torch.Generator) -> None:
+    teacher = tiny_generator(classes=(0, 1))
+    distillation = MAGD(pool_size=40, num_inference_steps=6, max_pool_bytes=40 * 1200)
+    pool = distillation.fill(teacher, [0, 1], no_images, rng)
+    assert pool.nbytes <= 40 * 1200
+    assert len(pool.labels) == 40
+    assert len(pool.weights) == 40 * distillation.lessons_per_image(teacher) == 40 * 3
+    with pytest.raises(ValueError, match="num_inference_steps must be at most 1000"):
+        MAGD(num_inference_steps=1001).lessons_per_image(teacher)
+    with pytest.raises(ValueError, match="does not hold pool_size=40 images"):
+        MAGD(pool_size=40, max_pool_bytes=1000).lessons_per_image(teacher)
+
+
+@pytest.mark.parametrize("snr_band", [(0.05, 20.0), (0.0, 20.0), (0.05, math.inf)])
+def test_current_images_serve_outside_the_band_and_states_inside(
+    snr_band: tuple[float, float], rng: torch.Generator
+) -> None:
+    teacher = tiny_generator(classes=(1, 4))
+    asked: list[int] = []
+
+    def current(count: int) -> Tensor:
+        asked.append(count)
+        return gray_images(count)
+
+    pool = MAGD(pool_size=60, num_inference_steps=5, snr_band=snr_band).fill(
+        teacher, [1, 4], current, rng
+    )
+    lessons = pool.lessons.cast(torch.float32)
+    outside = outside_band(teacher.schedule.snr(lessons.t), snr_band)
+    assert 0 < outside.sum() == sum(asked) < len(outside)
+    assert teacher.forwards == 60 * 5 + outside.sum()
+    # A gray image noised to t has no signal: its state is √(1−ᾱ) z, with the spread of that noise.
+    _, sigma = teacher.schedule.scales(lessons.t, lessons.x_t)
+    spread = (lessons.x_t / sigma)[outside].std()
+    assert spread.item() == pytest.approx(1, abs=0.05)
+    assert set(lessons.labels[outside].tolist()) == {1, 4}
+    with torch.no_grad():
+        answers = teacher.eval()(lessons.x_t, lessons.t, lessons.labels)
+    torch.testing.assert_close(lessons.target, answers, atol=0.02, rtol=0)
+
+
+def test_without_a_band_no_current_image_is_looked_at(rng: torch.Generator) -> None:
+    MAGD(pool_size=4, num_inference_steps=2).fill(
+        tiny_generator(classes=(0,)), [0], no_images, rng
+    )
+
+
+def test_trajectory_share_zero_noises_finished_images_again(rng: torch.Generator) -> None:
+    teacher = tiny_generator(classes=(0,))
+    distillation = MAGD(pool_size=30, num_inference_steps=3, trajectory_share=0.0)
+    pool = distillation.fill(teacher, [0], no_images, rng)
+    assert teacher.forwards == 30 * 3 + 30 * 3
+    # Each run starts at T − 1; its lessons there are noised anew, so no state is what a run passed.
+    rng.manual_seed(0)
+    states = MAGD(pool_size=30, num_inference_steps=3).fill(teacher, [0], no_images, rng).lessons
+    assert torch.equal(pool.lessons.t, states.t)
+    assert not torch.equal(pool.lessons.x_t, states.x_t)
+
+
+def test_guided_pools_teach_a_tenth_of_their_lessons_without_a_class(rng: torch.Generator) -> None:
+    teacher = tiny_generator(classes=(0, 1))
+    pool = MAGD(pool_size=200, num_inference_steps=4, guidance_scale=2.0).fill(
+        teacher, [0, 1], no_images, rng
+    )
+    null = pool.lessons.labels == NULL_LABEL
+    assert null.double().mean().item() == pytest.approx(0.1, abs=0.03)
+    assert teacher.forwards == 2 * 200 * 4 + null.sum()
+    lessons = pool.lessons.cast(torch.float32)
+    with torch.no_grad():
+        answers = teacher.eval()(lessons.x_t, lessons.t, lessons.labels)
+    torch.testing.assert_close(lessons.target, answers, atol=0.02, rtol=0)
+
+
+def test_guidance_of_scale_one_changes_nothing(rng: torch.Generator) -> None:
+    teacher = tiny_generator(classes=(0,)).eval()
+    x_t, t = torch.randn(3, 1, 8, 8, generator=rng), torch.tensor([5, 500, 999])
+    labels = torch.zeros(3, dtype=torch.long)
+    with torch.no_grad():
+        prediction = teacher(x_t, t, labels)
+        guided = ClassifierFreeGuidance(teacher, 1.0)(prediction, x_t, t, labels)
+    torch.testing.assert_close(guided, prediction)
+
+
+@given(low=st.floats(0.001, 1), high=st.floats(2, 100))
+def test_a_lesson_is_outside_the_band_exactly_if_its_snr_is(low: float, high: float) -> None:
+    snr = NoiseSchedule().snr(torch.arange(1000))
+    expected = [not low <= ratio <= high for ratio in snr.tolist()]
+    assert outside_band(snr, (low, high)).tolist() == expected
+    assert not outside_band(snr, None).any()
+
+
+def test_draws_follow_the_weights_and_spread_over_them(rng: torch.Generator) -> None:
+    cumulative = torch.tensor([1.0, 1.0, 3.0, 6.0], dtype=torch.float64).cumsum(0)
+    drawn = stratified_draw(cumulative, 11, rng)
+    assert drawn.bincount(minlength=4).tolist() == [1, 1, 3, 6]
+
+
+def test_images_are_drawn_evenly_over_the_classes(rng: torch.Generator) -> None:
+    teacher = tiny_generator(classes=(2, 5, 9))
+    pool = MAGD(pool_size=30, num_inference_steps=2).fill(teacher, [2, 5, 9], no_images, rng)
+    for _ in range(5):
+        images, labels = pool.draw_images(12, rng)
+        assert images.shape == (12, 1, 8, 8)
+        assert labels.bincount()[[2, 5, 9]].tolist() == [4, 4, 4]
+    assert len(pool.draw_images(100, rng)[1]) == 100
+
+
+def test_real_images_are_noised_evenly_over_time_with_the_true_answer(
+    rng: torch.Generator,
+) -> None:
+    schedule = NoiseSchedule("epsilon", "linear")
+    x_0 = torch.rand(10, 1, 4, 4, generator=rng)
+    lessons = noised_lessons(schedule, x_0, torch.arange(10), rng)
+    assert (lessons.t // 100).sort().values.tolist() == list(range(10))
+    x_t = schedule.add_noise(x_0, lessons.target, lessons.t)
+    torch.testing.assert_close(x_t, lessons.x_t)
+
+
+def test_a_copy_of_the_teacher_has_nothing_to_learn(rng: torch.Generator) -> None:
+    teacher = tiny_generator(classes=(0, 1)).eval()
+    labels = torch.tensor([0, 1, 0])
+    (run,) = reverse_runs(teacher, teacher.schedule, (1, 8, 8), labels, 4, rng)
+    lessons, _ = trajectory_lessons(run)
+    student = tiny_generator(classes=(0, 1)).eval()
+    student.load_state_dict(teacher.state_dict())
+    with torch.no_grad():
+        prediction = student(lessons.x_t, lessons.t, lessons.labels)
+    assert squared_errors(prediction, lessons.target).max() < 1e-12
+
+
+@given(
+    current=st.integers(1, 10),
+    old=st.integers(1, 90),
+    replay_weight=st.floats(0, 4),
+    errors=st.tuples(st.floats(0, 10), st.floats(0, 10)),
+)
+def test_current_and_replay_weigh_what_they_should(
+    current: int, old: int, replay_weight: float, errors: tuple[float, float]
+) -> None:
+    w_new = current_share(current, current + old)
+    assert w_new == pytest.approx(current / (current + old))
+    now, past = (torch.full((4,), error, dtype=torch.float64) for error in errors)
+    loss = total_loss(now, past, w_new, replay_weight).item()
+    expected = w_new * errors[0] + (1 - w_new) * replay_weight * errors[1]
+    assert loss == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert total_loss(now, past[:0], w_new).item() == pytest.approx(errors[0])
+
+
+def test_the_average_forgets_its_start_and_has_its_half_life() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    teacher = EmaTeacher([parameter], decay=0.9)
+    parameter.data.fill_(1.0)
+    teacher.update()
+    assert teacher.average[0].item() == pytest.approx(0.9)  # early on, decay is (1 + n) / (10 + n)
+    teacher.steps = 10_000
+    teacher.average[0].fill_(0.0)
+    half_life = math.log(0.5) / math.log(0.9)
+    for _ in range(round(10 * half_life)):
+        teacher.update()
+    assert 1 - teacher.average[0].item() == pytest.approx(0.5**10, rel=0.1)
+    teacher.replace_student()
+    assert parameter.item() == teacher.average[0].item()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"pool_size": 0}, ValueError, "pool_size must be at least 1, got 0"),
+        ({"pool_size": 2.5}, TypeError, "pool_size must be an integer, got 2.5"),
+        ({"num_inference_steps": -1}, ValueError, "num_inference_steps must be at least 1"),
+        ({"snr_band": (1.0, 0.1)}, ValueError, "0 ≤ low < high, or None; got"),
+        ({"snr_band": (-1.0, 0.1)}, ValueError, "0 ≤ low < high"),
+        ({"guidance_scale": 0.0}, ValueError, "guidance_scale must be above 0"),
+        ({"guidance_scale": math.nan}, ValueError, "guidance_scale must be above 0"),
+        ({"trajectory_share": 1.1}, ValueError, "trajectory_share must be"),
+        ({"max_pool_bytes": 0}, ValueError, "max_pool_bytes must be at least 1"),
+    ],
+)
+def test_absurd_arguments_are_refused(
+    arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        MAGD(**arguments)
+
+
+def test_lessons_are_joined_and_chosen_row_by_row() -> None:
+    t = torch.arange(3)
+    images = torch.arange(3.0).view(3, 1, 1, 1)
+    lessons = LessonBatch(images, t, t, images)
+    both = LessonBatch.cat([lessons, lessons]).rows(torch.tensor([5, 0]))
+    assert [tensor.flatten().tolist() for tensor in both] == [[2, 0]] * 4

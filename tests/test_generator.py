@@ -1,0 +1,212 @@
+"""The generator maps ranges, pads sides, grows classes, and keeps Avalanche's contract."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from avalanche.models.generator import Generator
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import tiny_generator, tiny_network
+from torch import Tensor, nn
+
+from avalanche_magd import DiffusionGenerator
+from avalanche_magd.benchmarks import split_digits
+from avalanche_magd.generator import NULL_LABEL, data_range, default_network
+
+
+def test_it_is_an_avalanche_generator() -> None:
+    generator = tiny_generator(classes=(0, 1))
+    assert isinstance(generator, Generator)
+    assert generator.generate().shape == (1, 8, 8)
+    assert generator.generate(3).shape == (3, 1, 8, 8)
+    assert generator.generate(condition=1).shape == (1, 8, 8)
+    assert generator.generate(4, 1).shape == (4, 1, 8, 8)
+    assert generator.generate(condition=torch.tensor([0, 1, 1])).shape == (3, 1, 8, 8)
+    assert generator.get_features(torch.zeros(2, 1, 8, 8)).shape == (2, 8)
+
+
+class Recorder(nn.Module):
+    """A network that predicts zero and remembers how it was called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+        self.labels: list[int] = []
+
+    def forward(self, x_t: Tensor, t: Tensor, class_labels: Tensor) -> Tensor:
+        self.shapes.append(tuple(x_t.shape))
+        self.labels += class_labels.tolist()
+        return torch.zeros_like(x_t)
+
+
+def test_generation_is_balanced_over_the_seen_classes_and_any_module_can_be_the_network() -> None:
+    network = Recorder()
+    generator = DiffusionGenerator((3, 5, 7), network, num_inference_steps=1)
+    generator.add_classes([4, 1])
+    assert generator.generate(5).shape == (5, 3, 5, 7)
+    assert sorted(network.labels) in ([2, 2, 2, 5, 5], [2, 2, 5, 5, 5])  # called with label + 1
+    assert generator.forwards == 5
+
+
+def test_the_same_rng_generates_the_same_and_no_state_is_left_behind() -> None:
+    generator = tiny_generator(classes=(0, 1)).train()
+    before = {name: value.clone() for name, value in generator.state_dict().items()}
+    images = [generator.generate(4, rng=torch.Generator().manual_seed(7)) for _ in range(2)]
+    assert torch.equal(*images)
+    assert generator.training
+    assert all(torch.equal(before[name], value) for name, value in generator.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "image_shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 30, 45), (2, 5, 4)]
+)
+def test_any_side_length_goes_through_the_default_network(
+    image_shape: tuple[int, int, int],
+) -> None:
+    generator = DiffusionGenerator(image_shape, num_inference_steps=1)
+    generator.add_classes([0])
+    assert generator.generate(2).shape == (2, *image_shape)
+
+
+@pytest.mark.slow
+def test_images_of_64_pixels_go_through_the_default_network() -> None:
+    generator = DiffusionGenerator((3, 64, 64), num_inference_steps=1)
+    generator.add_classes([0])
+    assert generator.generate(1).shape == (1, 3, 64, 64)
+
+
+def test_new_classes_leave_the_known_ones_as_they_were() -> None:
+    generator = tiny_generator(classes=(0, 1)).eval()
+    x_t, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 900])
+    labels = torch.tensor([1, NULL_LABEL])
+    with torch.no_grad():
+        before = generator(x_t, t, labels)
+        generator.add_classes([50, 1])
+        assert torch.equal(generator(x_t, t, labels), before)
+    assert generator.classes == [0, 1, 50]
+    assert generator.generate(condition=50).shape == (1, 8, 8)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    low=st.lists(st.floats(-300, 100), min_size=3, max_size=3),
+    span=st.lists(st.floats(0.5, 300), min_size=3, max_size=3),
+)
+def test_data_go_to_the_models_range_and_back(low: list[float], span: list[float]) -> None:
+    generator = tiny_generator((3, 4, 4))
+    lows, spans = torch.tensor(low), torch.tensor(span)
+    images = lows.view(3, 1, 1) + torch.rand(6, 3, 4, 4) * spans.view(3, 1, 1)
+    generator.set_data_range(*data_range(images))
+    x_0 = generator.to_model(images)
+    assert x_0.min().item() == pytest.approx(-1, abs=1e-4)
+    assert x_0.max().item() == pytest.approx(1, abs=1e-4)
+    torch.testing.assert_close(generator.to_data(x_0), images, atol=1e-3, rtol=1e-4)
+
+
+def test_the_first_trained_experience_alone_tells_the_range_and_brings_its_classes() -> None:
+    benchmark = split_digits(
+        5, fixed_class_order=range(10), eval_transform=lambda image: (image - 0.3) / 0.2
+    )
+    generator = tiny_generator()
+    generator.eval()
+    generator.adaptation(benchmark.test_stream[4])
+    assert generator.classes == []
+    assert not generator.data_range_known
+    generator.train()
+    generator.adaptation(benchmark.train_stream[0])
+    generator.adaptation(benchmark.train_stream[1])
+    assert generator.classes == [0, 1, 2, 3]
+    assert generator.data_low.item() == pytest.approx(-1.5)
+    assert generator.data_high.item() == pytest.approx(3.5)
+
+
+def test_a_constant_channel_does_not_divide_by_zero() -> None:
+    images = torch.rand(5, 2, 4, 4)
+    images[:, 1] = 0.5
+    generator = tiny_generator((2, 4, 4))
+    generator.set_data_range(*data_range(images))
+    assert generator.to_model(images).abs().max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon"])
+def test_a_saved_generator_is_the_same_generator(tmp_path: Path, prediction_type: Any) -> None:
+    beta_schedule: Any = "linear" if prediction_type == "epsilon" else "squaredcos_cap_v2"
+    generator = tiny_generator(
+        (1, 8, 8),
+        (3, 11),
+        prediction_type=prediction_type,
+        beta_schedule=beta_schedule,
+        num_inference_steps=3,
+    )
+    generator.set_data_range(torch.tensor([-0.4242]), torch.tensor([2.8]))
+    generator.save_pretrained(tmp_path / "generator")
+    again = DiffusionGenerator.from_pretrained(tmp_path / "generator")
+    images = [
+        each.generate(6, rng=torch.Generator().manual_seed(1)) for each in (generator, again)
+    ]
+    assert torch.equal(*images)
+    assert again.classes == [3, 11]
+    assert again.schedule.beta_schedule == beta_schedule
+    again.add_classes([20])
+    again.save_pretrained(tmp_path / "grown")
+    assert DiffusionGenerator.from_pretrained(tmp_path / "grown").classes == [3, 11, 20]
+    names = {file.name for file in (tmp_path / "generator").rglob("*") if file.is_file()}
+    assert names == {"generator.json", "config.json", "diffusion_pytorch_model.safetensors"}
+    assert json.loads((tmp_path / "generator" / "generator.json").read_text())["classes"] == [
+        3,
+        11,
+    ]
+
+
+def test_what_cannot_be_saved_or_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        TypeError, match="needs a diffusers UNet2DModel, the network is a Recorder"
+    ):
+        DiffusionGenerator((1, 8, 8), Recorder()).save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"holds no generator\.json"):
+        DiffusionGenerator.from_pretrained(tmp_path)
+    with pytest.raises(TypeError, match="a network with a `mid_block`"):
+        DiffusionGenerator((1, 8, 8), Recorder()).get_features(torch.zeros(1, 1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("image_shape", "message"),
+    [
+        ((1, 3, 8), "sides must be at least 4 pixels, got 3×8"),
+        ((8, 8), "channels × height × width"),
+    ],
+)
+def test_images_that_are_too_small_are_refused(image_shape: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DiffusionGenerator(image_shape)
+
+
+def test_wrong_requests_are_refused() -> None:
+    generator = tiny_generator()
+    with pytest.raises(RuntimeError, match="seen no class yet: train it first"):
+        generator.generate(2)
+    generator.add_classes([0, 1])
+    with pytest.raises(ValueError, match=r"classes \[7\] that the generator has not seen"):
+        generator.generate(1, 7)
+    with pytest.raises(ValueError, match="batch_size is 3, but condition has 2 labels"):
+        generator.generate(3, torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        generator.generate(0)
+    with pytest.raises(ValueError, match="must not be negative"):
+        generator.add_classes([-2])
+    with pytest.raises(ValueError, match="Each channel needs low < high"):
+        generator.set_data_range(torch.ones(1), torch.ones(1))
+    with pytest.raises(ValueError, match="All pixels of the first experience are 0"):
+        data_range(torch.zeros(3, 1, 4, 4))
+    with pytest.raises(ValueError, match="The first experience is empty"):
+        data_range([])
+
+
+def test_the_default_network_is_small() -> None:
+    for image_shape in [(1, 8, 8), (1, 28, 28), (3, 64, 64)]:
+        network = default_network(image_shape)
+        assert sum(parameter.numel() for parameter in network.parameters()) < 2e6
+    assert tiny_network().config.num_class_embeds == 1

@@ -1,0 +1,311 @@
+"""MAGDPlugin inside real Avalanche strategies: what reaches the solver, and what does not."""
+
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from avalanche.benchmarks import benchmark_from_datasets, class_incremental_benchmark
+from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
+from avalanche.core import SupervisedPlugin
+from avalanche.evaluation import PluginMetric
+from avalanche.training import VAETraining
+from avalanche.training.plugins import EvaluationPlugin
+from tiny import naive, tiny_generator, tiny_plugin, tiny_training
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from avalanche_magd import MAGDPlugin
+from avalanche_magd.benchmarks import split_digits
+from avalanche_magd.cost import Cost
+from avalanche_magd.distillation import MAGD
+
+
+class Recorder(SupervisedPlugin):
+    """Remembers what the solver was shown, and what was left for metrics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: list[list[Tensor]] = []
+        self.left: list[list[Tensor]] = []
+
+    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
+        self.shown.append([column.clone() for column in strategy.mbatch])
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        self.left.append([*(column.clone() for column in strategy.mbatch), strategy.mb_output])
+
+
+def two_columns(benchmark: Any) -> Any:
+    """The same images on Avalanche's newer interface, whose mini-batches carry no task labels."""
+    streams = {}
+    for name in ("train", "test"):
+        images, labels = [], []
+        for experience in benchmark.streams[name]:
+            for image, label, _ in experience.dataset:
+                images.append(image)
+                labels.append(label)
+        streams[name] = AvalancheDataset(
+            [TensorDataset(torch.stack(images), torch.tensor(labels))],
+            data_attributes=[DataAttribute(labels, "targets")],
+        )
+    return class_incremental_benchmark(streams, num_experiences=5, class_order=list(range(10)))
+
+
+@pytest.mark.parametrize("columns", [2, 3])
+def test_generated_rows_of_old_classes_reach_the_solver_and_leave(
+    columns: int, digits: Any
+) -> None:
+    benchmark = digits if columns == 3 else two_columns(digits)
+    recorder, plugin = Recorder(), tiny_plugin()
+    strategy = naive([plugin, recorder])
+    first, second, third = benchmark.train_stream[:3]
+    strategy.train(first)
+    assert all(len(shown[1]) <= 32 for shown in recorder.shown)
+    strategy.train(second)
+    recorder.shown.clear()
+    recorder.left.clear()
+    strategy.train(third)
+    old = {*first.classes_in_this_experience, *second.classes_in_this_experience}
+    current = set(third.classes_in_this_experience)
+    for shown, left in zip(recorder.shown, recorder.left, strict=True):
+        real = len(left[0])
+        assert len(shown) == columns
+        assert [column.dtype for column in shown[1:]] == [torch.int64] * (columns - 1)
+        assert len(shown[0]) == real + 2 * real  # four old classes, two current ones
+        assert set(shown[1][:real].tolist()) <= current
+        counts = shown[1][real:].bincount(minlength=10)[sorted(old)]
+        assert counts.sum() == 2 * real
+        assert counts.max() - counts.min() <= 2
+        assert 0 <= shown[0].min() <= shown[0].max() <= 1
+        assert all(len(column) == real for column in left)
+    assert strategy.train_mb_size == 32
+    assert plugin.generator_strategy is not None
+    assert plugin.generator_strategy.pool is None
+
+
+def test_metrics_count_real_rows_only(digits: Any) -> None:
+    class Rows(PluginMetric[int]):
+        """Counts what an evaluator counts."""
+
+        rows = 0
+
+        def after_training_iteration(self, strategy: Any) -> None:
+            self.rows += len(strategy.mb_y)
+            assert len(strategy.mb_output) == len(strategy.mb_y)
+
+        def reset(self) -> None:
+            self.rows = 0
+
+        def result(self) -> int:
+            return self.rows
+
+    metric = Rows()
+    strategy = naive([tiny_plugin()], evaluator=EvaluationPlugin(metric, loggers=[]))
+    for experience in digits.train_stream[:2]:
+        strategy.train(experience)
+    assert metric.result() == sum(len(exp.dataset) for exp in digits.train_stream[:2])
+
+
+def test_the_first_experience_is_bit_identical_to_a_run_without_the_plugin(digits: Any) -> None:
+    weights, states = [], []
+    for seed in ("none", None, 3):
+        torch.manual_seed(5)
+        plugins = [] if seed == "none" else [tiny_plugin(seed=seed)]
+        strategy = naive(plugins, train_epochs=2)
+        strategy.train(digits.train_stream[0])
+        weights.append(torch.nn.utils.parameters_to_vector(strategy.model.parameters()))
+        states.append(torch.get_rng_state())
+    assert torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[0], weights[2])
+    assert torch.equal(states[0], states[1])
+    assert torch.equal(states[0], states[2])
+
+
+@pytest.mark.parametrize("seed", [None, 11])
+def test_a_run_repeats_bit_by_bit(digits: Any, seed: int | None) -> None:
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        plugin = tiny_plugin(seed=seed)
+        strategy = naive([plugin])
+        for experience in digits.train_stream[:3]:
+            strategy.train(experience)
+        assert plugin.generator is not None
+        models = (strategy.model, plugin.generator)
+        runs.append([torch.nn.utils.parameters_to_vector(m.parameters()) for m in models])
+    assert torch.equal(runs[0][0], runs[1][0])
+    assert torch.equal(runs[0][1], runs[1][1])
+
+
+def test_different_seeds_make_different_generators(digits: Any) -> None:
+    images = []
+    for seed in (1, 2):
+        plugin = tiny_plugin(seed=seed)
+        naive([plugin]).train(digits.train_stream[0])
+        assert plugin.generator is not None
+        images.append(plugin.generator.generate(2, rng=torch.Generator().manual_seed(0)))
+    assert not torch.equal(*images)
+
+
+def test_the_generator_and_its_cost_appear_with_the_first_experience(digits: Any) -> None:
+    plugin = tiny_plugin()
+    assert plugin.generator is None
+    assert plugin.cost == Cost()
+    strategy = naive([plugin])
+    strategy.train(digits.train_stream[0])
+    assert plugin.generator is not None
+    assert plugin.generator.image_shape == (1, 8, 8)
+    assert plugin.cost.lessons == 0
+    strategy.train(digits.train_stream[1])
+    assert plugin.cost.lessons == plugin.cost.generation.forwards == 20 * 3
+    assert plugin.cost.training.backwards == 3 * 32 + 3 * 64
+
+
+def test_replay_size_zero_switches_replay_off_and_a_number_sets_it(digits: Any) -> None:
+    for replay_size, expected in [(0, 32), (5, 37)]:
+        recorder = Recorder()
+        strategy = naive([tiny_plugin(replay_size=replay_size), recorder])
+        strategy.train(digits.train_stream[0])
+        recorder.shown.clear()
+        strategy.train(digits.train_stream[1])
+        assert len(recorder.shown[0][0]) == expected
+
+
+def test_replayed_rows_carry_the_task_label_of_their_class() -> None:
+    benchmark = split_digits(5, seed=0, return_task_id=True)
+    recorder = Recorder()
+    strategy = naive([tiny_plugin(), recorder])
+    task_of_class = {}
+    for experience in benchmark.train_stream[:3]:
+        task_of_class.update(dict.fromkeys(experience.dataset.targets, experience.task_label))
+        strategy.train(experience)
+    _, labels, tasks = recorder.shown[-1]
+    assert tasks.tolist() == [task_of_class[label] for label in labels.tolist()]
+    assert len(set(tasks.tolist())) == 3
+
+
+def test_a_generator_strategy_of_the_users_own_is_used(digits: Any) -> None:
+    training = tiny_training(distillation=MAGD(pool_size=10, num_inference_steps=2))
+    plugin = MAGDPlugin(training)
+    assert plugin.generator is training.model
+    strategy = naive([plugin])
+    for experience in digits.train_stream[:2]:
+        strategy.train(experience)
+    assert plugin.cost is training.cost
+    assert training.cost.lessons == 20
+
+
+def test_mean_and_spread_of_replay_are_those_of_real_data_on_normalised_images() -> None:
+    def normalise(image: Tensor) -> Tensor:
+        return (image - 0.3) / 0.15
+
+    benchmark = split_digits(5, seed=0, train_transform=normalise, eval_transform=normalise)
+    recorder = Recorder()
+    plugin = tiny_plugin(generator_iterations=250, num_inference_steps=10)
+    strategy = naive([plugin, recorder])
+    for experience in benchmark.train_stream[:2]:
+        strategy.train(experience)
+    shown, left = recorder.shown[-1][0], recorder.left[-1][0]
+    replay = shown[len(left) :]
+    real = torch.stack([image for image, *_ in benchmark.train_stream[0].dataset])
+    assert replay.mean().item() == pytest.approx(real.mean().item(), abs=0.4)
+    assert replay.std().item() == pytest.approx(real.std().item(), abs=0.4)
+
+
+def test_the_plugin_can_be_pickled_between_experiences(digits: Any) -> None:
+    plugin = tiny_plugin()
+    naive([plugin]).train(digits.train_stream[0])
+    again = pickle.loads(pickle.dumps(plugin))
+    assert plugin.generator is not None
+    assert again.generator.classes == plugin.generator.classes
+
+
+def test_data_that_cannot_be_replayed_is_refused_before_any_training() -> None:
+    def strategy_on(*columns: Tensor) -> None:
+        dataset = AvalancheDataset(
+            [TensorDataset(*columns)],
+            data_attributes=[DataAttribute(columns[1].tolist(), "targets")],
+        )
+        recorder = Recorder()
+        strategy = naive([tiny_plugin(), recorder])
+        try:
+            strategy.train(benchmark_from_datasets(train=[dataset]).streams["train"][0])
+        finally:
+            assert recorder.shown == []
+
+    labels = torch.arange(6) % 2
+    with pytest.raises(ValueError, match="got 4 columns"):
+        strategy_on(torch.rand(6, 1, 8, 8), labels, labels, labels)
+    with pytest.raises(TypeError, match="Targets must be integer class indices"):
+        strategy_on(torch.rand(6, 1, 8, 8), labels.float())
+    with pytest.raises(ValueError, match="sides must be at least 4 pixels, got 3×3"):
+        strategy_on(torch.rand(6, 1, 3, 3), labels)
+    with pytest.raises(ValueError, match="channels × height × width"):
+        strategy_on(torch.rand(6, 8, 8), labels)
+
+
+def test_a_dictionary_minibatch_is_refused(digits: Any) -> None:
+    class ToDictionary(SupervisedPlugin):
+        def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+            strategy.mbatch = {"x": strategy.mbatch[0], "y": strategy.mbatch[1]}
+
+    with pytest.raises(TypeError, match="lists of tensors .* got a dict"):
+        naive([ToDictionary(), tiny_plugin()]).train(digits.train_stream[0])
+
+
+def test_a_generator_of_another_shape_is_refused(digits: Any) -> None:
+    training = tiny_training(model=tiny_generator((3, 16, 16)))
+    with pytest.raises(ValueError, match=r"shape \(3, 16, 16\), the experience has \(1, 8, 8\)"):
+        naive([MAGDPlugin(training)]).train(digits.train_stream[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_pool_bytes": 100}, "max_pool_bytes=100 does not hold pool_size=20"),
+        ({"num_inference_steps": 1001}, "num_inference_steps must be at most 1000"),
+    ],
+)
+def test_a_pool_that_cannot_be_made_is_refused_before_any_training(
+    digits: Any, arguments: dict[str, int], message: str
+) -> None:
+    recorder = Recorder()
+    with pytest.raises(ValueError, match=message):
+        naive([tiny_plugin(**arguments), recorder]).train(digits.train_stream[0])
+    assert recorder.shown == []
+
+
+def test_two_plugins_in_one_strategy_are_refused(digits: Any) -> None:
+    with pytest.raises(ValueError, match="two MAGDPlugins"):
+        naive([tiny_plugin(), tiny_plugin()]).train(digits.train_stream[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"generator_iterations": 0}, ValueError, "generator_iterations must be at least 1"),
+        ({"pool_size": -3}, ValueError, "pool_size must be at least 1, got -3"),
+        ({"num_inference_steps": 0}, ValueError, "num_inference_steps must be at least 1"),
+        ({"replay_size": -1}, ValueError, "replay_size must be at least 0"),
+        ({"replay_size": 0.5}, TypeError, "replay_size must be an integer"),
+        ({"snr_band": (3.0, 1.0)}, ValueError, "snr_band must be a pair"),
+        ({"guidance_scale": -1.0}, ValueError, "guidance_scale must be above 0"),
+        ({"max_pool_bytes": 0}, ValueError, "max_pool_bytes must be at least 1"),
+    ],
+)
+def test_absurd_arguments_are_refused(
+    arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        MAGDPlugin(**arguments)
+
+
+def test_a_generator_strategy_decides_alone_and_must_be_magds() -> None:
+    with pytest.raises(ValueError, match="brings its own training and distillation"):
+        MAGDPlugin(tiny_training(), pool_size=7)
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    vae = VAETraining(model=model, optimizer=optimizer, evaluator=None)
+    with pytest.raises(TypeError, match="must be a MAGDTraining, got VAETraining"):
+        MAGDPlugin(vae)

@@ -1,0 +1,157 @@
+"""The reverse process against teachers whose answers are known in closed form."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import tiny_generator
+from torch import Tensor
+
+from avalanche_magd.sampling import balanced_labels, jittered_grid, reverse_runs, sample
+from avalanche_magd.schedule import NoiseSchedule
+
+SCHEDULES = [
+    ("epsilon", "linear"),
+    ("v_prediction", "linear"),
+    ("v_prediction", "squaredcos_cap_v2"),
+    ("sample", "squaredcos_cap_v2"),
+]
+
+
+class PointMassTeacher:
+    """Every image of class y is ``means[y]``: the exact prediction is a line of algebra."""
+
+    def __init__(self, schedule: NoiseSchedule, means: Tensor) -> None:
+        self.schedule, self.means = schedule, means
+
+    def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        signal, sigma = self.schedule.scales(t, x_t)
+        x_0 = self.means[labels]
+        return self.schedule.target(x_0, (x_t - signal * x_0) / sigma, t)
+
+
+@pytest.mark.parametrize(("prediction_type", "beta_schedule"), SCHEDULES)
+@pytest.mark.parametrize("num_inference_steps", [1, 2, 7, 20])
+def test_every_state_lies_at_its_labelled_noise_level(
+    prediction_type: str, beta_schedule: str, num_inference_steps: int, rng: torch.Generator
+) -> None:
+    schedule = NoiseSchedule(prediction_type, beta_schedule)
+    means = torch.rand(3, 1, 4, 4, generator=rng).double() * 2 - 1
+    labels = torch.tensor([0, 1, 2, 1])
+    teacher = PointMassTeacher(schedule, means)
+    noise = torch.randn(4, 1, 4, 4, generator=rng).double()
+    grid = jittered_grid(num_inference_steps, 1000, 4, rng)
+    run = sample(teacher, schedule, noise, labels, grid, clip=False)
+    signal, sigma = schedule.scales(grid[0], noise)
+    z = (noise - signal * means[labels]) / sigma
+    for state, t in zip(run.states, run.timesteps, strict=True):
+        assert (state - schedule.add_noise(means[labels], z, t)).abs().max() < 1e-6
+
+
+def test_a_wrong_timestep_is_seen_by_the_point_mass_teacher(rng: torch.Generator) -> None:
+    schedule = NoiseSchedule()
+    means = torch.rand(1, 1, 4, 4, generator=rng) * 2 - 1
+    labels = torch.zeros(4, dtype=torch.long)
+    noise = torch.randn(4, 1, 4, 4, generator=rng)
+    run = sample(
+        PointMassTeacher(schedule, means), schedule, noise, labels, jittered_grid(5, 1000, 4, rng)
+    )
+    t, other_t = run.timesteps[2], run.timesteps[2] - 20
+    signal, sigma = schedule.scales(run.timesteps[0], noise)
+    z = (noise - signal * means) / sigma
+    x_0 = means.expand(4, -1, -1, -1)
+    error = (run.states[2] - schedule.add_noise(x_0, z, other_t)).abs().max()
+    right = (run.states[2] - schedule.add_noise(x_0, z, t)).abs().max()
+    assert error > 0.01 > 1e-5 > right
+
+
+@pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2"])
+def test_a_state_is_the_finished_image_plus_the_weighted_predictions_before_it(
+    beta_schedule: str, rng: torch.Generator
+) -> None:
+    # x_{t_i} = √ᾱ_i x_0 + √(1−ᾱ_i) Σ_{j≤i} (σ_j−σ_{j−1})/σ_i · ε_j, counted from the clean end.
+    schedule = NoiseSchedule("epsilon", beta_schedule)
+    network = torch.nn.Conv2d(1, 1, 3, padding=1)
+    grid = jittered_grid(8, 700, 2, rng)  # below T: √ᾱ_{T−1} of the cosine is 5e-5
+
+    def random_network(x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return torch.tanh(network(x_t) + t.view(-1, 1, 1, 1) / 1000)
+
+    run = sample(
+        random_network,
+        schedule,
+        torch.randn(2, 1, 6, 6, generator=rng),
+        torch.zeros(2, dtype=torch.long),
+        grid,
+        clip=False,
+    )
+    states, timesteps, outputs = run.states.flip(0), run.timesteps.flip(0), run.outputs.flip(0)
+    sigmas = schedule.snr(timesteps).rsqrt().float()
+    weighted, before = torch.zeros_like(run.images), torch.zeros_like(sigmas[0])
+    for state, t, output, sigma in zip(states, timesteps, outputs, sigmas, strict=True):
+        weighted = weighted + (sigma - before).view(-1, 1, 1, 1) * output
+        before = sigma
+        noise = weighted / sigma.view(-1, 1, 1, 1)
+        error = (state - schedule.add_noise(run.images, noise, t)).abs().max()
+        assert error < 1e-5
+
+
+def test_a_stored_output_equals_a_fresh_call_on_the_stored_state(rng: torch.Generator) -> None:
+    generator = tiny_generator(classes=(0, 1, 2)).eval()
+    labels = balanced_labels(6, [0, 1, 2], rng)
+    (run,) = reverse_runs(generator, generator.schedule, (1, 8, 8), labels, 4, rng)
+    with torch.no_grad():
+        for state, t, output in zip(run.states, run.timesteps, run.outputs, strict=True):
+            assert torch.equal(generator(state, t, run.labels), output)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    num_train_timesteps=st.sampled_from([2, 10, 100, 1000]),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 10_000),
+)
+def test_a_grid_falls_strictly_from_the_last_timestep(
+    num_train_timesteps: int, share: float, seed: int
+) -> None:
+    steps = max(1, round(share * num_train_timesteps))
+    grid = jittered_grid(steps, num_train_timesteps, 3, torch.Generator().manual_seed(seed))
+    assert grid.shape == (steps, 3)
+    assert (grid[0] == num_train_timesteps - 1).all()
+    assert (grid[1:] < grid[:-1]).all()
+    assert grid.min() >= 0
+
+
+def test_many_grids_cover_every_timestep(rng: torch.Generator) -> None:
+    grid = jittered_grid(10, 1000, 5000, rng)
+    assert len(grid.unique()) == 1000
+
+
+def test_fewer_than_one_step_is_refused(rng: torch.Generator) -> None:
+    with pytest.raises(ValueError, match="num_inference_steps must be between 1 and 1000"):
+        jittered_grid(1001, 1000, 1, rng)
+
+
+@given(count=st.integers(1, 50), classes=st.sets(st.integers(0, 100), min_size=1, max_size=12))
+def test_balanced_labels_differ_in_number_by_at_most_one(count: int, classes: set[int]) -> None:
+    labels = balanced_labels(count, sorted(classes), torch.Generator().manual_seed(0))
+    counts = [int((labels == label).sum()) for label in classes]
+    assert sum(counts) == count
+    assert max(counts) - min(counts) <= 1
+
+
+def test_guidance_steers_the_run_but_not_its_outputs(rng: torch.Generator) -> None:
+    schedule = NoiseSchedule()
+    noise, labels = torch.randn(2, 1, 4, 4, generator=rng), torch.zeros(2, dtype=torch.long)
+    grid = jittered_grid(3, 1000, 2, rng)
+
+    def denoiser(x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return 0.5 * x_t
+
+    def guidance(prediction: Tensor, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return prediction + 0.1
+
+    free = sample(denoiser, schedule, noise, labels, grid)
+    guided = sample(denoiser, schedule, noise, labels, grid, guidance=guidance)
+    assert not torch.equal(free.states[1], guided.states[1])
+    assert torch.equal(guided.outputs, 0.5 * guided.states)

@@ -1,0 +1,200 @@
+"""MAGDTraining teaches a generator by itself, counts what it spends, and disturbs nobody."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from avalanche.evaluation.metrics import loss_metrics
+from avalanche.training.plugins import EvaluationPlugin
+from tiny import tiny_generator, tiny_training
+from torch import nn
+
+from avalanche_magd import MAGDTraining
+from avalanche_magd.distillation import MAGD
+
+SMALL = MAGD(pool_size=12, num_inference_steps=4)
+
+
+class CallCounter:
+    """Counts the images that pass through a network, independently of the generator's own count."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.images = 0
+        network.register_forward_pre_hook(self._count)
+
+    def _count(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        self.images += len(arguments[0])
+
+
+def test_a_generator_is_taught_continually_without_a_plugin(digits: Any) -> None:
+    training = tiny_training(distillation=SMALL)
+    for experience in digits.train_stream[:2]:
+        training.train(experience, eval_streams=[])
+    seen = {label for exp in digits.train_stream[:2] for label in exp.classes_in_this_experience}
+    assert training.model.classes == sorted(seen)
+    assert training.pool is None
+    assert training.model.generate(4).shape == (4, 1, 8, 8)
+
+
+def test_the_first_experience_asks_no_teacher(digits: Any) -> None:
+    training = tiny_training(distillation=SMALL)
+    counter = CallCounter(training.model.network)
+    training.train(digits.train_stream[0], eval_streams=[])
+    assert training.cost.generation.forwards == training.cost.lessons == 0
+    assert training.cost.training.forwards == training.cost.training.backwards == 3 * 8
+    assert counter.images == 3 * 8
+
+
+@pytest.mark.parametrize("snr_band", [None, (0.01, 30.0)])
+def test_the_costs_are_what_a_wrapped_network_counts(
+    digits: Any, snr_band: tuple[float, float] | None
+) -> None:
+    training = tiny_training(
+        distillation=MAGD(pool_size=12, num_inference_steps=10, snr_band=snr_band)
+    )
+    training.train(digits.train_stream[0], eval_streams=[])
+    first = copy.deepcopy(training.cost)
+    counter = CallCounter(training.model.network)
+    training.fill_pool(digits.train_stream[1])
+    cost = training.cost
+    assert cost.generation.forwards == counter.images
+    assert cost.lessons == 120
+    assert cost.teacher_forwards_per_lesson == counter.images / 120
+    assert (cost.teacher_forwards_per_lesson == 1.0) == (snr_band is None)
+    assert training.pool is not None
+    assert cost.pool_bytes == training.pool.nbytes
+    training.train(digits.train_stream[1], eval_streams=[])
+    assert (
+        cost.generation.forwards + cost.training.forwards - first.training.forwards
+        == counter.images
+    )
+    # Each step sees as many lessons as real images, in one forward.
+    assert cost.training.backwards - first.training.backwards == 3 * (8 + 8)
+    assert cost.generation.seconds > 0
+    assert cost.training.seconds > first.training.seconds
+
+
+def test_a_step_weighs_current_images_by_their_classes(digits: Any) -> None:
+    training = tiny_training(distillation=SMALL, replay_weight=0.0, train_iterations=1)
+    training.train(digits.train_stream[0], eval_streams=[])
+    losses: list[float] = []
+    original = training.criterion
+
+    def spied() -> Any:
+        loss = original()
+        errors = (training.mb_output - training._lessons.target).square().flatten(1).mean(1)
+        losses.extend([loss.item(), errors[:8].mean().item()])
+        return loss
+
+    training.criterion = spied
+    training.train(digits.train_stream[1], eval_streams=[])
+    loss, current = losses
+    assert loss == pytest.approx(current * 2 / 4)  # two classes of the four seen, λ = 0
+
+
+def test_the_average_becomes_the_generator(digits: Any) -> None:
+    training = tiny_training(ema_decay=0.9)
+    averages: list[torch.Tensor] = []
+    original = training._after_training_exp
+
+    def spied(**kwargs: Any) -> None:
+        averages.extend(average.clone() for average in training.teacher.average)
+        original(**kwargs)
+
+    training._after_training_exp = spied
+    training.train(digits.train_stream[0], eval_streams=[])
+    for average, parameter in zip(averages, training.model.parameters(), strict=True):
+        assert torch.equal(average, parameter)
+
+
+def test_training_uses_evaluation_transforms() -> None:
+    from avalanche_magd.benchmarks import split_digits
+
+    def refuse(image: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("the training transform was applied")
+
+    benchmark = split_digits(5, seed=0, train_transform=refuse)
+    tiny_training().train(benchmark.train_stream[0], eval_streams=[])
+
+
+def test_a_seed_decides_everything_and_the_global_state_stays(digits: Any) -> None:
+    weights = []
+    for disturbance in (1, 2):
+        torch.manual_seed(0)
+        training = tiny_training(
+            distillation=MAGD(pool_size=8, num_inference_steps=2, snr_band=(0.1, 9.0))
+        )
+        torch.manual_seed(disturbance)
+        before = torch.get_rng_state()
+        for experience in digits.train_stream[:2]:
+            training.train(experience, eval_streams=[])
+        assert torch.equal(torch.get_rng_state(), before)
+        weights.append(nn.utils.parameters_to_vector(training.model.parameters()))
+    assert torch.equal(*weights)
+
+
+def test_lessons_teach_the_student_what_the_teacher_knew(digits: Any) -> None:
+    # Fine-tuning on other classes drifts from the teacher; with lessons the drift is smaller.
+    torch.manual_seed(0)
+    taught = tiny_training(train_mb_size=32, train_iterations=60, model=tiny_generator())
+    taught.train(digits.train_stream[0], eval_streams=[])
+    x_t, t = torch.randn(64, 1, 8, 8), torch.randint(600, 1000, (64,))
+    labels = torch.tensor(taught.model.classes).repeat(32)
+    with taught.model.frozen() as teacher:
+        answers = teacher(x_t, t, labels)
+    drift = {}
+    for replay_weight in (0.0, 1.0):
+        student = tiny_training(
+            model=copy.deepcopy(taught.model),
+            train_mb_size=32,
+            train_iterations=60,
+            replay_weight=replay_weight,
+            distillation=MAGD(pool_size=100, num_inference_steps=10),
+        )
+        student.train(digits.train_stream[1], eval_streams=[])
+        with student.model.frozen() as model:
+            drift[replay_weight] = (model(x_t, t, labels) - answers).square().mean().item()
+    assert drift[1.0] < 0.7 * drift[0.0]
+
+
+def test_avalanche_evaluates_the_denoising_loss_and_learns_nothing_from_it(digits: Any) -> None:
+    evaluator = EvaluationPlugin(loss_metrics(stream=True, epoch=True), loggers=[])
+    training = tiny_training(evaluator=evaluator, eval_mb_size=64)
+    training.train(digits.train_stream[0], eval_streams=[])
+    classes = list(training.model.classes)
+    metrics = training.eval(digits.test_stream[:2])
+    assert 0 < metrics["Loss_Stream/eval_phase/test_stream/Task000"] < 10
+    assert training.model.classes == classes
+
+
+def test_a_gradient_that_is_not_finite_stops_training(digits: Any) -> None:
+    training = tiny_training()
+    with torch.no_grad():
+        next(training.model.parameters()).fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="gradient is nan at iteration 0"):
+        training.train(digits.train_stream[0], eval_streams=[])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"train_iterations": 0}, ValueError, "train_iterations must be at least 1"),
+        ({"train_mb_size": 1.5}, TypeError, "train_mb_size must be an integer"),
+        ({"ema_decay": 1.0}, ValueError, r"ema_decay must be in \[0, 1\)"),
+        ({"max_grad_norm": 0.0}, ValueError, "max_grad_norm must be above 0"),
+        ({"replay_weight": -1.0}, ValueError, "replay_weight must be finite and not negative"),
+    ],
+)
+def test_absurd_arguments_are_refused(
+    arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        tiny_training(**arguments)
+
+
+def test_only_a_diffusion_generator_is_taught() -> None:
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(TypeError, match="must be a DiffusionGenerator, got Linear"):
+        MAGDTraining(model=model, optimizer=optimizer)  # type: ignore[arg-type]

@@ -1,0 +1,64 @@
+"""Networks and strategies that are small enough for tests of seconds."""
+
+from typing import Any
+
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.models import SimpleMLP
+from avalanche.training import Naive
+from diffusers import UNet2DModel
+
+from avalanche_magd import DiffusionGenerator, MAGDPlugin, MAGDTraining
+
+
+def tiny_network(channels: int = 1, levels: int = 2) -> UNet2DModel:
+    return UNet2DModel(
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=(8,) * levels,
+        down_block_types=("DownBlock2D",) * levels,
+        up_block_types=("UpBlock2D",) * levels,
+        layers_per_block=1,
+        norm_num_groups=4,
+        num_class_embeds=1,
+        add_attention=False,
+    )
+
+
+def tiny_generator(
+    image_shape: tuple[int, int, int] = (1, 8, 8), classes: tuple[int, ...] = (), **kwargs: Any
+) -> DiffusionGenerator:
+    generator = DiffusionGenerator(image_shape, tiny_network(image_shape[0]), **kwargs)
+    generator.add_classes(classes)
+    return generator
+
+
+def tiny_training(**kwargs: Any) -> MAGDTraining:
+    generator = kwargs.pop("model", None) or tiny_generator()
+    optimizer = torch.optim.AdamW(generator.parameters(), lr=1e-3)
+    arguments = {"train_mb_size": 8, "train_iterations": 3, "seed": 0, "progress": False}
+    return MAGDTraining(model=generator, optimizer=optimizer, **{**arguments, **kwargs})
+
+
+def naive(plugins: list[SupervisedPlugin], input_size: int = 64, **kwargs: Any) -> Naive:
+    model = SimpleMLP(num_classes=10, input_size=input_size, hidden_size=64)
+    kwargs.setdefault("evaluator", None)
+    return Naive(
+        model=model,
+        optimizer=torch.optim.Adam(model.parameters(), lr=1e-3),
+        train_mb_size=32,
+        eval_mb_size=512,
+        plugins=plugins,
+        **kwargs,
+    )
+
+
+def tiny_plugin(**kwargs: Any) -> MAGDPlugin:
+    arguments: dict[str, Any] = {
+        "generator_iterations": 3,
+        "pool_size": 20,
+        "num_inference_steps": 3,
+        "seed": 0,
+        "progress": False,
+    }
+    return MAGDPlugin(**{**arguments, **kwargs})

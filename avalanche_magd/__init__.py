@@ -1,4 +1,4 @@
-"""Diffusion-based generative replay for Avalanche: MAGD, multi-mode adaptive generative distillation."""
+"""MAGD, multi-mode adaptive generative distillation: diffusion-based replay for Avalanche."""
 
 from avalanche_magd.generator import DiffusionGenerator
 from avalanche_magd.plugin import MAGDPlugin

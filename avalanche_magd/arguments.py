@@ -21,19 +21,17 @@ def check_count(name: str, value: int, *, at_least: int = 1) -> None:
         raise ValueError(f"{name} must be at least {at_least}, got {value}.")
 
 
-def check_number(
-    name: str, value: float, *, above: float = -math.inf, up_to: float = math.inf
-) -> None:
-    """Refuse a number outside the half-open range (above, up_to], NaN included.
+def check_number(name: str, value: float, *, at_least: float, at_most: float = math.inf) -> None:
+    """Refuse a number outside the range [at_least, at_most], NaN included.
 
     Args:
         name: the argument, as the caller wrote it.
         value: what was given.
-        above: exclusive lower bound.
-        up_to: inclusive upper bound.
+        at_least: the smallest value that makes sense.
+        at_most: the largest one.
 
     Raises:
         ValueError: outside the range.
     """
-    if not above < value <= up_to:
-        raise ValueError(f"{name} must be above {above:g} and at most {up_to:g}, got {value}.")
+    if not at_least <= value <= at_most:
+        raise ValueError(f"{name} must be a number from {at_least:g} to {at_most:g}, got {value}.")

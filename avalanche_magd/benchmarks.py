@@ -1,7 +1,8 @@
-"""Class-incremental benchmarks: one that needs no download, Fashion-MNIST, and any folder of images.
+"""Class-incremental benchmarks: one without a download, Fashion-MNIST, any folder of images.
 
-Each returns what Avalanche's own ``Split…`` constructors return, by its ``nc_benchmark``, and takes the
-same arguments: ``n_experiences``, ``seed``, ``fixed_class_order``, ``return_task_id`` and transforms.
+Each returns what Avalanche's own ``Split…`` constructors return, by its ``nc_benchmark``, and
+takes the same arguments: ``n_experiences``, ``seed``, ``fixed_class_order``, ``return_task_id``
+and transforms.
 """
 
 import gzip
@@ -90,9 +91,9 @@ def split_fashion_mnist(
 ) -> Any:
     """Fashion-MNIST, 1 × 28 × 28, ten classes, 6,000 training and 1,000 test images of each.
 
-    Values are in [0, 1]. The files are looked for in ``root`` (the four IDX files, compressed by gzip
-    or not), then where Debian's package ``dataset-fashion-mnist`` puts them, and are then downloaded by
-    torchvision into ``~/.avalanche/data``.
+    Values are in [0, 1]. The files are looked for in ``root`` (the four IDX files, compressed by
+    gzip or not), then where Debian's package ``dataset-fashion-mnist`` puts them, and are then
+    downloaded by torchvision into ``~/.avalanche/data``.
 
     Args:
         n_experiences: a divisor of ten.
@@ -176,7 +177,8 @@ def split_image_folder(
     train, test = (datasets.ImageFolder(str(root / part)) for part in ("train", "test"))
     if train.classes != test.classes:
         raise ValueError(
-            f"{root}/train and {root}/test have different classes: {train.classes}, {test.classes}."
+            f"{root}/train and {root}/test have different classes: "
+            f"{train.classes}, {test.classes}."
         )
     return nc_benchmark(
         train,
@@ -213,9 +215,9 @@ def _fashion_mnist(root: str | Path | None) -> tuple[Tensor, Tensor, Tensor, Ten
             datasets.FashionMNIST(str(downloads), download=True)
         except (RuntimeError, OSError) as error:
             raise FileNotFoundError(
-                "Fashion-MNIST is not on this machine and could not be downloaded. Install Debian's "
-                "package dataset-fashion-mnist, or put its four IDX files into a folder and name it "
-                "as root."
+                "Fashion-MNIST is not on this machine and could not be downloaded. Install "
+                "Debian's package dataset-fashion-mnist, or put the four IDX files into a folder "
+                "and name it as root."
             ) from error
         folder = downloads / "FashionMNIST" / "raw"
     parts = [_read_idx(folder, name, digest) for name, digest in FASHION_MNIST_FILES.items()]

@@ -2,12 +2,12 @@
 
 Three things stand between a user's images and the network, and all three live here:
 
-* **range**: data arrive as the user's transforms leave them. The first experience's extremes, channel
-  by channel, are mapped to [−1, 1], and generated images are mapped back;
-* **side**: a network that halves its input n times needs sides divisible by 2ⁿ. Others are padded with
-  zeros on the way in and cropped on the way out;
-* **classes**: they come as experiences bring them, and the embedding table grows with them. The network
-  is called with ``label + 1``: row 0 is "no class", :data:`NULL_LABEL`.
+* **range**: data arrive as the user's transforms leave them; :mod:`avalanche_magd.pixels` maps
+  them to [−1, 1] and back;
+* **side**: a network that halves its input n times needs sides divisible by 2ⁿ. Others are padded
+  with zeros on the way in and cropped on the way out;
+* **classes**: they come as experiences bring them, and the embedding table grows with them. The
+  network is called with ``label + 1``: row 0 is "no class", :data:`NULL_LABEL`.
 
 References:
     Song et al. 2021, *Denoising diffusion implicit models*.
@@ -28,6 +28,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from avalanche_magd.arguments import check_count
+from avalanche_magd.networks import (
+    check_network,
+    default_network,
+    grow_class_embedding,
+    side_divisor,
+)
+from avalanche_magd.pixels import PixelRange, check_image_shape, extremes
 from avalanche_magd.sampling import balanced_labels, reverse_runs
 from avalanche_magd.schedule import BetaSchedule, NoiseSchedule, PredictionType
 
@@ -35,23 +42,21 @@ NULL_LABEL: Final = -1
 """The label that means "no class"."""
 
 RANGE_SAMPLES: Final = 1000
-"""Images of the first experience that are looked at to infer the data range."""
-
-MIN_SIDE: Final = 4
+"""Images of the first experience that are looked at to infer the pixels' range."""
 
 
-class DiffusionGenerator(DynamicModule, Generator):  # type: ignore[misc]
+class DiffusionGenerator(DynamicModule, Generator):
     """A class-conditional diffusion model over images.
 
-    Inside an Avalanche strategy it adapts itself to each experience that is trained on: the data range
-    is read off the first, and classes are added as they come. Outside, :meth:`add_classes` and
-    :meth:`set_data_range` do the same.
+    Inside an Avalanche strategy it adapts itself to each experience it is trained on: the range
+    of pixels is read off the first, classes are added as they come. Outside, :meth:`add_classes`
+    and ``pixel_range.set`` do the same.
 
     Args:
         image_shape: channels, height and width of one image.
-        network: ``network(x_t, t, class_labels)`` returns a tensor shaped like ``x_t``, or an object
-            that holds it as ``sample``, as diffusers' ``UNet2DModel`` does. Default:
-            :func:`default_network` for this image shape.
+        network: ``network(x_t, t, class_labels)`` returns a tensor shaped like ``x_t``, or an
+            object that holds it as ``sample``, as diffusers' ``UNet2DModel`` does. Default:
+            :func:`~avalanche_magd.networks.default_network` for this image shape.
         prediction_type: what the network's output means.
         beta_schedule: name of the noise schedule. ``prediction_type="epsilon"`` with
             ``beta_schedule="linear"`` is the setting of the earlier literature.
@@ -63,7 +68,7 @@ class DiffusionGenerator(DynamicModule, Generator):  # type: ignore[misc]
         forwards: network forwards so far, counted per image.
 
     Raises:
-        ValueError: an image side below 4 pixels, or an unknown name.
+        ValueError: an image side below 4 pixels, an unknown name, a network for other images.
     """
 
     def __init__(
@@ -81,14 +86,12 @@ class DiffusionGenerator(DynamicModule, Generator):  # type: ignore[misc]
         check_count("num_inference_steps", num_inference_steps)
         self.image_shape = image_shape
         self.network = default_network(image_shape) if network is None else network
+        check_network(self.network, image_shape[0])
         self.schedule = NoiseSchedule(prediction_type, beta_schedule, num_train_timesteps)
         self.num_inference_steps = num_inference_steps
         self.classes: list[int] = []
         self.forwards = 0
-        self.data_range_known = False
-        channels = image_shape[0]
-        self.register_buffer("data_low", torch.full((channels, 1, 1), -1.0))
-        self.register_buffer("data_high", torch.full((channels, 1, 1), 1.0))
+        self.pixel_range = PixelRange(image_shape[0])
 
     def forward(
         self,
@@ -105,7 +108,8 @@ class DiffusionGenerator(DynamicModule, Generator):  # type: ignore[misc]
         """
         self.forwards += len(x_t)
         height, width = x_t.shape[-2:]
-        bottom, right = -height % self._stride, -width % self._stride
+        divisor = side_divisor(self.network)
+        bottom, right = -height % divisor, -width % divisor
         if bottom or right:
             x_t = nn.functional.pad(x_t, (0, right, 0, bottom))
         output = self.network(x_t, t, labels + 1)
@@ -113,15 +117,9 @@ class DiffusionGenerator(DynamicModule, Generator):  # type: ignore[misc]
         return prediction[..., :height, :width]
 
     @property
-    def _stride(self) -> int:
-        """Sides must be divisible by this."""
-        down_blocks = getattr(self.network, "down_blocks", None)
-        return 1 if down_blocks is None else int(2 ** (len(down_blocks) - 1))
-
-    @property
     def device(self) -> torch.device:
         """Where the generator's tensors live."""
-        return self.data_low.device
+        return self.pixel_range.low.device
 
     @contextmanager
     def frozen(self) -> Iterator[Self]:
@@ -141,15 +139,15 @@ class DiffusionGenerator(DynamicModule, Generator):  # type: ignore[misc]
         *,
         rng: torch.Generator | None = None,
     ) -> Tensor:
-        """Images in the user's data range.
+        """Images in the user's range of pixel values.
 
         Args:
             batch_size: how many; ``None`` gives one image without a batch dimension, or as many as
                 ``condition`` has labels.
-            condition: class of each image, or one class for all. Default: as equal numbers of the seen
-                classes as ``batch_size`` allows.
-            rng: source of the noise, on this generator's device. Default: seeded from torch's global
-                generator.
+            condition: class of each image, or one class for all. Default: as equal numbers of the
+                seen classes as ``batch_size`` allows.
+            rng: source of the noise, on this generator's device. Default: seeded from torch's
+                global generator.
 
         Returns:
             ``batch_size`` images, channels first.
@@ -164,7 +162,7 @@ class DiffusionGenerator(DynamicModule, Generator):  # type: ignore[misc]
         steps = self.num_inference_steps
         with self.frozen():
             runs = reverse_runs(self, self.schedule, self.image_shape, labels, steps, rng)
-            images = self.to_data(torch.cat([run.images for run in runs]))
+            images = self.pixel_range.to_data(torch.cat([run.images for run in runs]))
         unbatched = batch_size is None and not (isinstance(condition, Tensor) and condition.ndim)
         return images[0] if unbatched else images
 
@@ -193,7 +191,10 @@ class DiffusionGenerator(DynamicModule, Generator):  # type: ignore[misc]
 
     @torch.no_grad()
     def get_features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b f"]:
-        """Features of images in the user's data range: the network's middle block, averaged over space.
+        """Features of images: the network's middle block on them, averaged over space.
+
+        Args:
+            x: images in the user's range of pixel values.
 
         Raises:
             TypeError: the network has no ``mid_block``, as diffusers' UNets have.
@@ -205,22 +206,23 @@ class DiffusionGenerator(DynamicModule, Generator):  # type: ignore[misc]
         handle = mid_block.register_forward_hook(lambda *call: features.append(call[2]))
         labels = torch.full((len(x),), NULL_LABEL, device=self.device)
         try:
-            self(self.to_model(x), torch.zeros_like(labels), labels)
+            self(self.pixel_range.to_model(x), torch.zeros_like(labels), labels)
         finally:
             handle.remove()
         return features[0].mean((-2, -1))
 
     def adaptation(self, experience: Any) -> None:
-        """Avalanche's hook before an experience: learn its classes, and the first one's data range.
+        """Avalanche's hook before an experience: learn its classes, and the first one's range.
 
         Experiences that are only evaluated leave the generator as it is.
         """
         if not self.training:
             return
         dataset = experience.dataset.eval()
-        if not self.data_range_known:
+        if not self.pixel_range.known:
             stride = max(1, len(dataset) // RANGE_SAMPLES)
-            self.set_data_range(*data_range(dataset[i][0] for i in range(0, len(dataset), stride)))
+            sample = (dataset[row][0] for row in range(0, len(dataset), stride))
+            self.pixel_range.set(*extremes(sample))
         self.add_classes(dataset.targets.uniques)
 
     def add_classes(self, classes: Iterable[int]) -> None:
@@ -229,40 +231,11 @@ class DiffusionGenerator(DynamicModule, Generator):  # type: ignore[misc]
         Raises:
             ValueError: a negative class index.
         """
-        self.classes = sorted({*self.classes, *(int(label) for label in classes)})
-        if self.classes and self.classes[0] < 0:
-            raise ValueError(f"Class indices must not be negative, got {self.classes[0]}.")
-        table = getattr(self.network, "class_embedding", None)
-        rows = max(self.classes, default=-1) + 2
-        if not isinstance(table, nn.Embedding) or table.num_embeddings >= rows:
-            return
-        grown = nn.Embedding(rows, table.embedding_dim, device=table.weight.device)
-        with torch.no_grad():
-            grown.weight[: table.num_embeddings] = table.weight
-        self.network.class_embedding = grown
-        self.network.register_to_config(num_class_embeds=rows)
-
-    def set_data_range(self, low: Float[Tensor, " c"], high: Float[Tensor, " c"]) -> None:
-        """Tell what the data's −1 and 1 are, channel by channel.
-
-        Raises:
-            ValueError: a low end that is not below its high end.
-        """
-        if not bool((low < high).all()):
-            raise ValueError(
-                f"Each channel needs low < high, got {low.tolist()} and {high.tolist()}."
-            )
-        self.data_low.copy_(low.view(-1, 1, 1))
-        self.data_high.copy_(high.view(-1, 1, 1))
-        self.data_range_known = True
-
-    def to_model(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Map images from the user's data range to [−1, 1]."""
-        return (images - self.data_low) * (2 / (self.data_high - self.data_low)) - 1
-
-    def to_data(self, x_0: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Map images from [−1, 1] to the user's data range."""
-        return (x_0 + 1) * ((self.data_high - self.data_low) / 2) + self.data_low
+        known = sorted({*self.classes, *(int(label) for label in classes)})
+        if known and known[0] < 0:
+            raise ValueError(f"Class indices must not be negative, got {known[0]}.")
+        self.classes = known
+        grow_class_embedding(self.network, max(known, default=-1) + 2)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the network (safetensors) and everything else (JSON) into a folder.
@@ -284,9 +257,11 @@ class DiffusionGenerator(DynamicModule, Generator):  # type: ignore[misc]
             "num_train_timesteps": self.schedule.num_train_timesteps,
             "num_inference_steps": self.num_inference_steps,
             "classes": self.classes,
-            "data_range_known": self.data_range_known,
-            "data_low": self.data_low.flatten().tolist(),
-            "data_high": self.data_high.flatten().tolist(),
+            "pixel_range": {
+                "known": self.pixel_range.known,
+                "low": self.pixel_range.low.flatten().tolist(),
+                "high": self.pixel_range.high.flatten().tolist(),
+            },
         }
         (folder / "generator.json").write_text(json.dumps(settings, indent=2) + "\n")
 
@@ -317,58 +292,7 @@ class DiffusionGenerator(DynamicModule, Generator):  # type: ignore[misc]
             num_inference_steps=settings["num_inference_steps"],
         )
         generator.classes = settings["classes"]
-        if settings["data_range_known"]:
-            low, high = torch.tensor(settings["data_low"]), torch.tensor(settings["data_high"])
-            generator.set_data_range(low, high)
+        pixels = settings["pixel_range"]
+        if pixels["known"]:
+            generator.pixel_range.set(torch.tensor(pixels["low"]), torch.tensor(pixels["high"]))
         return generator
-
-
-def default_network(image_shape: tuple[int, int, int]) -> UNet2DModel:
-    """A class-conditional UNet for this image shape, small enough that two CPU cores can train it."""
-    side = max(image_shape[1:])
-    widths = (32, 32) if side <= 16 else (16, 32, 64) if side <= 40 else (16, 32, 64, 64)
-    return UNet2DModel(
-        in_channels=image_shape[0],
-        out_channels=image_shape[0],
-        block_out_channels=widths,
-        down_block_types=("DownBlock2D",) * len(widths),
-        up_block_types=("UpBlock2D",) * len(widths),
-        layers_per_block=1,
-        norm_num_groups=8,
-        add_attention=False,
-        num_class_embeds=1,
-    )
-
-
-def data_range(images: Iterable[Float[Tensor, "c h w"]]) -> tuple[Tensor, Tensor]:
-    """Smallest and largest value by channel; a constant channel takes the extremes of all."""
-    low, high = None, None
-    for image in images:
-        pixels = image.flatten(1)
-        low = pixels.amin(1) if low is None else low.minimum(pixels.amin(1))
-        high = pixels.amax(1) if high is None else high.maximum(pixels.amax(1))
-    if low is None or high is None:
-        raise ValueError("The first experience is empty: the data range cannot be inferred.")
-    if not bool((low.min() < high.max()).all()):
-        raise ValueError(
-            f"All pixels of the first experience are {low.min():g}: nothing to learn."
-        )
-    constant = low == high
-    return torch.where(constant, low.min(), low), torch.where(constant, high.max(), high)
-
-
-def check_image_shape(image_shape: tuple[int, ...]) -> None:
-    """Refuse what is not an image of channels × height × width, or is too small.
-
-    Raises:
-        ValueError: another number of dimensions, or a side below 4 pixels.
-    """
-    if len(image_shape) != 3:
-        raise ValueError(
-            f"Images must be channels × height × width, got shape {tuple(image_shape)}."
-        )
-    if min(image_shape[1:]) < MIN_SIDE:
-        raise ValueError(
-            f"Image sides must be at least {MIN_SIDE} pixels, got {image_shape[1]}×{image_shape[2]}: "
-            "resize the images in the benchmark's transform."
-        )

@@ -20,7 +20,7 @@ from avalanche_magd.arguments import check_count
 from avalanche_magd.cost import Cost
 from avalanche_magd.distillation.magd import MAGD
 from avalanche_magd.distillation.sggd import SnrBand
-from avalanche_magd.generator import DiffusionGenerator, check_image_shape
+from avalanche_magd.generator import DiffusionGenerator
 from avalanche_magd.replay import (
     append_replay,
     balanced_replay_size,
@@ -30,33 +30,36 @@ from avalanche_magd.replay import (
 )
 from avalanche_magd.training import MAGDTraining
 
-GENERATOR_ITERATIONS = 800
+ITERATIONS_PER_PIXEL = 30
+MIN_ITERATIONS = 400
 
 
-class MAGDPlugin(SupervisedPlugin):  # type: ignore[misc]
-    """Replays the past to any supervised Avalanche strategy from a diffusion model, storing no data.
+class MAGDPlugin(SupervisedPlugin):
+    """Replays the past to any supervised Avalanche strategy, and stores no data.
 
     ``plugins=[MAGDPlugin()]`` is all that a strategy needs. From its second experience on, each
     mini-batch is joined by generated images of the classes that came before.
 
     Args:
-        generator_strategy: trains the generator. Default: one that is built when the first experience
-            shows what images look like, from the arguments below.
-        generator_iterations: training steps of the generator per experience.
-        pool_size: images generated per experience, over all old classes. Their memory is bounded by
-            ``max_pool_bytes``.
+        generator_strategy: trains the generator. Default: one that is built when the first
+            experience shows what images look like, from the arguments below.
+        generator_iterations: training steps of the generator per experience. Default: 30 for each
+            pixel of the longer image side, and at least 400.
+        pool_size: images generated per experience, over all old classes. Their memory is bounded
+            by ``max_pool_bytes``.
         num_inference_steps: network calls per generated image.
-        replay_size: generated rows per mini-batch; 0 switches replay off. Default: as many as give each
-            old class the weight of a current one.
+        replay_size: generated rows per mini-batch; 0 switches replay off. Default: as many as give
+            each old class the weight of a current one.
         snr_band: SGGD's band, see :class:`~avalanche_magd.distillation.MAGD`.
         guidance_scale: CGGD's classifier-free guidance; 1 is none.
         max_pool_bytes: bound on the size of the pool in memory.
-        seed: of everything random here. Default: torch's initial seed. The strategy's own randomness is
-            never touched.
+        seed: of everything random here. Default: torch's initial seed. The strategy's own
+            randomness is never touched.
         progress: show progress bars, if standard error is a terminal.
 
     Attributes:
-        generator_strategy: the strategy in use; ``None`` until the first experience if it was not given.
+        generator_strategy: the strategy in use; ``None`` until the first experience if it was not
+            given.
 
     Raises:
         TypeError: ``generator_strategy`` is not a :class:`MAGDTraining`, or a count is no integer.
@@ -67,7 +70,7 @@ class MAGDPlugin(SupervisedPlugin):  # type: ignore[misc]
         self,
         generator_strategy: MAGDTraining | None = None,
         *,
-        generator_iterations: int = GENERATOR_ITERATIONS,
+        generator_iterations: int | None = None,
         pool_size: int = MAGD.pool_size,
         num_inference_steps: int = MAGD.num_inference_steps,
         replay_size: int | None = None,
@@ -78,7 +81,8 @@ class MAGDPlugin(SupervisedPlugin):  # type: ignore[misc]
         progress: bool = True,
     ) -> None:
         super().__init__()
-        check_count("generator_iterations", generator_iterations)
+        if generator_iterations is not None:
+            check_count("generator_iterations", generator_iterations)
         if replay_size is not None:
             check_count("replay_size", replay_size, at_least=0)
         distillation = MAGD(
@@ -94,7 +98,7 @@ class MAGDPlugin(SupervisedPlugin):  # type: ignore[misc]
                     "generator_strategy must be a MAGDTraining, "
                     f"got {type(generator_strategy).__name__}."
                 )
-            if distillation != MAGD() or generator_iterations != GENERATOR_ITERATIONS:
+            if distillation != MAGD() or generator_iterations is not None:
                 raise ValueError(
                     "generator_strategy brings its own training and distillation: give "
                     "train_iterations and distillation=MAGD(...) to it, not to the plugin."
@@ -106,6 +110,7 @@ class MAGDPlugin(SupervisedPlugin):  # type: ignore[misc]
         self.seed = seed
         self.progress = progress
         self._task_of_class: dict[int, int] = {}
+        self._current_classes = 0
         self._real_rows: int | None = None
         self._rng: torch.Generator | None = None
 
@@ -142,8 +147,10 @@ class MAGDPlugin(SupervisedPlugin):  # type: ignore[misc]
         expected = self.generator_strategy.model.image_shape
         if image_shape != expected:
             raise ValueError(
-                f"The generator makes images of shape {expected}, the experience has {image_shape}."
+                f"The generator makes images of shape {expected}, "
+                f"the experience has {image_shape}."
             )
+        self._current_classes = len(dataset.targets.uniques)
         self.generator_strategy.fill_pool(strategy.experience)
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
@@ -161,7 +168,7 @@ class MAGDPlugin(SupervisedPlugin):  # type: ignore[misc]
             return
         real_rows = len(strategy.mbatch[0])
         size = self.replay_size or balanced_replay_size(
-            real_rows, len(strategy.experience.dataset.targets.uniques), len(pool.classes)
+            real_rows, self._current_classes, len(pool.classes)
         )
         images, labels = pool.draw_images(size, self._replay_rng())
         tasks = torch.tensor([self._task_of_class.get(label, 0) for label in labels.tolist()])
@@ -187,7 +194,6 @@ class MAGDPlugin(SupervisedPlugin):  # type: ignore[misc]
     def _default_strategy(
         self, image_shape: tuple[int, int, int], device: torch.device
     ) -> MAGDTraining:
-        check_image_shape(image_shape)
         seed = torch.initial_seed() if self.seed is None else self.seed
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
@@ -198,7 +204,8 @@ class MAGDPlugin(SupervisedPlugin):  # type: ignore[misc]
             model=generator,
             optimizer=torch.optim.AdamW(generator.parameters(), lr=2e-3, fused=True),
             distillation=self.distillation,
-            train_iterations=self.generator_iterations,
+            train_iterations=self.generator_iterations
+            or max(MIN_ITERATIONS, ITERATIONS_PER_PIXEL * max(image_shape[1:])),
             device=device,
             seed=seed,
             progress=self.progress,

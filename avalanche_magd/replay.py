@@ -1,7 +1,7 @@
 """Generated images join the solver's mini-batch, and leave it after the step.
 
-They are appended, so that the real rows stay first, and trimmed afterwards, so that metrics and other
-plugins see real rows only.
+They are appended, so that the real rows stay first, and trimmed afterwards, so that metrics and
+other plugins see real rows only.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def balanced_replay_size(current_rows: int, current_classes: int, old_classes: int) -> int:
-    """How many generated rows give each old class the expected number of rows of a current one."""
+    """How many generated rows give an old class as many as a current class can expect."""
     return round(current_rows * old_classes / current_classes)
 
 
@@ -22,7 +22,7 @@ def append_replay(
     labels: Int[Tensor, " n"],
     task_labels: Int[Tensor, " n"],
 ) -> None:
-    """Append generated rows to a mini-batch of two or three columns, in its own dtypes, in place."""
+    """Append generated rows to a mini-batch of two or three columns, in its dtypes, in place."""
     for column, replay in enumerate((images, labels, task_labels)[: len(mbatch)]):
         real = mbatch[column]
         mbatch[column] = torch.cat([real, replay.to(real.device, real.dtype)])
@@ -55,13 +55,15 @@ def check_sample(sample: Any) -> tuple[int, int, int]:
         )
     if len(sample) not in (2, 3):
         raise ValueError(
-            f"MAGD needs samples (image, class) or (image, class, task label), got {len(sample)} columns."
+            "MAGD needs samples (image, class) or (image, class, task label), "
+            f"got {len(sample)} columns."
         )
     image, label = sample[0], torch.as_tensor(sample[1])
     if not isinstance(image, Tensor) or not image.is_floating_point():
         kind = f"{image.dtype} tensor" if isinstance(image, Tensor) else type(image).__name__
         raise TypeError(
-            f"Images must be floating-point tensors, got a {kind}: add ToTensor() to the transform."
+            f"Images must be floating-point tensors, got a {kind}: "
+            "add ToTensor() to the transform."
         )
     if label.is_floating_point() or label.ndim:
         raise TypeError(f"Targets must be integer class indices, got {sample[1]!r}.")
@@ -81,11 +83,11 @@ def check_minibatch(mbatch: Any) -> None:
     """
     if not isinstance(mbatch, list) or not all(isinstance(column, Tensor) for column in mbatch):
         raise TypeError(
-            "MAGD needs mini-batches that are lists of tensors (images, classes and maybe task labels), "
-            f"got a {type(mbatch).__name__}: use Avalanche's default collate function."
+            "MAGD needs mini-batches that are lists of tensors (images, classes and maybe task "
+            f"labels), got a {type(mbatch).__name__}: use Avalanche's default collate function."
         )
     if len(mbatch) not in (2, 3):
         raise ValueError(
-            f"MAGD needs mini-batches of two or three columns, got {len(mbatch)}: remove the others "
-            "from the dataset's data attributes."
+            f"MAGD needs mini-batches of two or three columns, got {len(mbatch)}: remove the "
+            "others from the dataset's data attributes."
         )

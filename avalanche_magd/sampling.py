@@ -1,13 +1,14 @@
 """The reverse process: from pure noise to images, keeping every state on the way.
 
-A run visits timesteps ``t_1 > t_2 > … > t_K``, its *grid*, and then the clean image. At each of them
-the denoiser is called once; its raw output gives x̂_0 and ε̂, and deterministic DDIM steps to the next
-noise level, ``x_{t'} = √ᾱ_{t'} x̂_0 + √(1−ᾱ_{t'}) ε̂``. The visited states, the timesteps at which they
-were evaluated, and the raw outputs are a :class:`Trajectory`: what a student can learn from.
+A run visits timesteps ``t_1 > t_2 > … > t_K``, its *grid*, and then the clean image. At each of
+them the denoiser is called once; its raw output gives x̂_0 and ε̂, and deterministic DDIM steps to
+the next noise level, ``x_{t'} = √ᾱ_{t'} x̂_0 + √(1−ᾱ_{t'}) ε̂``. The visited states, the timesteps
+at which they were evaluated, and the raw outputs are a :class:`Trajectory`: what a student can
+learn from.
 
-The grid and the step are written out here, and not taken from diffusers, because a state is a valid
-lesson only if it lies exactly at the noise level that its timestep names. Library schedulers assume a
-fixed stride, so that on other grids their states lie between the listed levels.
+The grid and the step are written out here, and not taken from diffusers, because a state is a
+valid lesson only if it lies exactly at the noise level that its timestep names. Library schedulers
+assume a fixed stride, so that on other grids their states lie between the listed levels.
 
 References:
     Song et al. 2021, *Denoising diffusion implicit models*, eq. 12 with η = 0.
@@ -65,10 +66,10 @@ def jittered_grid(
 ) -> Int[Tensor, "k b"]:
     """Timesteps of ``batch_size`` reverse runs: each falls strictly, and each starts at T − 1.
 
-    The other K − 1 nodes are drawn uniformly, one in each stratum between the edges
-    ``(T−1) (j/(K−1))^1.5``. A fixed grid would show a student K noise levels for ever; over many
-    draws this one shows it all of them. The exponent lies between uniform steps, which lose detail,
-    and quadratic ones, which lose brightness.
+    The other K − 1 nodes are drawn uniformly, one in each stratum between the edges ``(T−1)
+    (j/(K−1))^1.5``. A fixed grid would show a student K noise levels for ever; over many draws
+    this one shows it all of them. The exponent lies between uniform steps, which lose detail, and
+    quadratic ones, which lose brightness.
 
     Args:
         num_inference_steps: K, from 1 to T.
@@ -93,7 +94,7 @@ def jittered_grid(
     edges = last * torch.linspace(0, 1, count + 1, device=device)[:, None] ** 1.5
     jitter = torch.rand(count, batch_size, generator=rng, device=device)
     nodes = (edges[:-1] + jitter * (edges[1:] - edges[:-1])).long()
-    # Strata narrower than one timestep can share a node: push nodes apart without leaving [0, T−1).
+    # Strata narrower than one timestep can share a node: push nodes apart within [0, T−1).
     rank = torch.arange(count, device=device)[:, None]
     if count:
         nodes = (nodes - rank).clamp(0, last - count).cummax(0).values + rank
@@ -179,7 +180,7 @@ def reverse_runs(
         guidance: steers the runs.
         batch_size: images that are generated at once.
     """
-    for chosen in labels.split(batch_size):
+    for chosen in torch.split(labels, batch_size):
         shape = (len(chosen), *image_shape)
         noise = torch.randn(shape, generator=rng, device=rng.device)
         grid = jittered_grid(num_inference_steps, schedule.num_train_timesteps, len(chosen), rng)

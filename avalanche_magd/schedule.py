@@ -1,7 +1,7 @@
 """Noise levels: how much of an image is left at timestep t, and what the network is asked there.
 
-An image ``x_0`` in [−1, 1] is noised to ``x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε`` with ε ~ N(0, I). The integer
-``t`` runs from 0 (almost clean) to T − 1 (almost pure noise), T = ``num_train_timesteps``.
+An image ``x_0`` in [−1, 1] is noised to ``x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε`` with ε ~ N(0, I). The
+integer ``t`` runs from 0 (almost clean) to T − 1 (almost pure noise), T = ``num_train_timesteps``.
 ᾱ_t = ``alphas_cumprod[t]`` falls with t, and SNR(t) = ᾱ_t / (1 − ᾱ_t).
 
 The network's raw output is its *prediction*. What it predicts is named as diffusers does:
@@ -69,7 +69,7 @@ class NoiseSchedule(nn.Module):
     def _apply(self, fn: typing.Any, recurse: bool = True) -> "NoiseSchedule":
         """Follow the generator's device, but never its precision."""
         table = self.alphas_cumprod
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.alphas_cumprod = table.to(self.alphas_cumprod.device)
         return self
 

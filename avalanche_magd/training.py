@@ -8,9 +8,9 @@ after the experience                      the averaged weights replace the stude
                                           the next teacher; the pool is dropped
 ========================================  ====================================================
 
-An experience is a number of steps, not of epochs, whatever its size: ``train_iterations``. Training
-images come without augmentation (the dataset's evaluation transforms). All randomness is drawn from the
-strategy's own seed, and torch's global state is left as it was.
+An experience is a number of steps, not of epochs, whatever its size: ``train_iterations``.
+Training images come without augmentation (the dataset's evaluation transforms). All randomness is
+drawn from the strategy's own seed, and torch's global state is left as it was.
 """
 
 import warnings
@@ -38,7 +38,7 @@ from avalanche_magd.distillation.teacher import EmaTeacher
 from avalanche_magd.generator import NULL_LABEL, DiffusionGenerator
 
 
-class MAGDTraining(SupervisedTemplate):  # type: ignore[misc]
+class MAGDTraining(SupervisedTemplate):
     """Teaches a :class:`DiffusionGenerator` continually, without stored data.
 
     Args:
@@ -52,15 +52,18 @@ class MAGDTraining(SupervisedTemplate):  # type: ignore[misc]
         replay_weight: λ, weight of the lessons' loss; 0 is fine-tuning, 1 the joint objective.
         seed: of everything random here. Default: torch's initial seed.
         progress: show progress bars, if standard error is a terminal.
-        **base_kwargs: further arguments of Avalanche's ``SupervisedTemplate``: ``device``, ``plugins``,
-            ``evaluator`` (default: none, since accuracy is no metric of a generator), …
+        **base_kwargs: further arguments of Avalanche's ``SupervisedTemplate``: ``device``,
+            ``plugins``, ``evaluator`` (default: none, since accuracy is no metric of a generator),
+            …
 
     Attributes:
-        pool: what the teacher generated for the experience in training; ``None`` between experiences.
+        pool: what the teacher generated for the experience in training; ``None`` between
+            experiences.
         cost: what was spent.
 
     Raises:
-        TypeError: ``model`` is not a :class:`DiffusionGenerator`, or an argument of the wrong type.
+        TypeError: ``model`` is not a :class:`DiffusionGenerator`, or an argument of the wrong
+            type.
         ValueError: an argument out of range.
     """
 
@@ -85,11 +88,8 @@ class MAGDTraining(SupervisedTemplate):  # type: ignore[misc]
         check_count("train_iterations", train_iterations)
         if not 0 <= ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}.")
-        check_number("max_grad_norm", max_grad_norm, above=0)
-        if not 0 <= replay_weight < float("inf"):
-            raise ValueError(
-                f"replay_weight must be finite and not negative, got {replay_weight}."
-            )
+        check_number("max_grad_norm", max_grad_norm, at_least=1e-6)
+        check_number("replay_weight", replay_weight, at_least=0, at_most=1e6)
         distillation = MAGD() if distillation is None else distillation
         distillation.lessons_per_image(model)
         base_kwargs.setdefault("evaluator", _no_evaluator())
@@ -131,7 +131,7 @@ class MAGDTraining(SupervisedTemplate):  # type: ignore[misc]
         def current_images(count: int) -> Float[Tensor, "n c h w"]:
             rows = torch.randint(len(dataset), (count,), generator=self.rng, device=self.device)
             images = torch.stack([dataset[row][0] for row in rows.tolist()])
-            return self.model.to_model(images.to(self.device))  # type: ignore[no-any-return]
+            return self.model.pixel_range.to_model(images.float().to(self.device))  # type: ignore[no-any-return]
 
         self.model.to(self.device)
         with self.cost.generation.measure(self.model):
@@ -191,17 +191,25 @@ class MAGDTraining(SupervisedTemplate):  # type: ignore[misc]
 
     def training_epoch(self, **kwargs: Any) -> None:
         """The template's loop over the mini-batches, measured and with a progress bar."""
+        loader = self.dataloader
         hidden = None if self.progress else True
-        self.dataloader = tqdm(
-            self.dataloader, desc="training generator", disable=hidden, leave=False
-        )
-        with self.cost.training.measure(self.model):
+        with (
+            self.cost.training.measure(self.model),
+            tqdm(
+                loader, desc="training generator", disable=hidden, leave=False
+            ) as self.dataloader,
+        ):
             super().training_epoch(**kwargs)
+        self.dataloader = loader
 
     def forward(self) -> Float[Tensor, "n c h w"]:
-        """The predictions for this step's lessons: noised real images first, then the pool's."""
-        x_0 = self.model.to_model(self.mb_x)
-        lessons = noised_lessons(self.model.schedule, x_0, self._labels(), self.rng)
+        """The predictions for this step's lessons: noised real images first, then the pool's.
+
+        An evaluation draws the same noise each time, and none of the training's.
+        """
+        rng = self.rng if self.is_training else torch.Generator(self.device).manual_seed(0)
+        x_0 = self.model.pixel_range.to_model(self.mb_x.float())
+        lessons = noised_lessons(self.model.schedule, x_0, self._labels(), rng)
         if self.is_training and self.pool is not None:
             past = self.pool.draw_lessons(len(x_0), self.rng)
             lessons = LessonBatch.cat([lessons, past])
@@ -209,7 +217,7 @@ class MAGDTraining(SupervisedTemplate):  # type: ignore[misc]
         return self.model(lessons.x_t, lessons.t, lessons.labels)  # type: ignore[no-any-return]
 
     def _labels(self) -> Tensor:
-        """The mini-batch's classes; "no class" for a tenth if guided, and for classes yet unseen."""
+        """The mini-batch's classes; "no class" for a tenth if guided, and for unseen classes."""
         labels: Tensor = self.mb_y.long()
         if self.is_training:
             null = without_class(len(labels), self.distillation.guidance_scale, self.rng)
@@ -219,7 +227,7 @@ class MAGDTraining(SupervisedTemplate):  # type: ignore[misc]
         return labels.masked_fill(null, NULL_LABEL)
 
     def criterion(self) -> Float[Tensor, ""]:
-        """The loss of :mod:`avalanche_magd.distillation.loss`; in evaluation, of real images alone."""
+        """The loss of :mod:`avalanche_magd.distillation.loss`; in evaluation of real images."""
         assert self._lessons is not None
         errors = squared_errors(self.mb_output, self._lessons.target)
         real = len(self.mb_x)
@@ -232,11 +240,11 @@ class MAGDTraining(SupervisedTemplate):  # type: ignore[misc]
             FloatingPointError: the gradient is not finite.
         """
         assert self.teacher is not None
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        norm = nn.utils.clip_grad_norm_(self.teacher.student, self.max_grad_norm)
         if not norm.isfinite():
             raise FloatingPointError(
-                f"The generator's gradient is {norm.item()} at iteration {self.teacher.steps} of the "
-                "experience: lower its optimizer's learning rate, or check the data for NaN."
+                f"The generator's gradient is {norm.item()} at iteration {self.teacher.steps} of "
+                "the experience: lower its optimizer's learning rate, or check the data for NaN."
             )
         self.cost.training.backwards += len(self.mb_output)
         super().optimizer_step()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from avalanche.models.generator import Generator
+from diffusers import UNet2DModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_generator, tiny_network
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 
 from avalanche_magd import DiffusionGenerator
 from avalanche_magd.benchmarks import split_digits
-from avalanche_magd.generator import NULL_LABEL, data_range, default_network
+from avalanche_magd.generator import NULL_LABEL
+from avalanche_magd.networks import default_network
+from avalanche_magd.pixels import extremes
 
 
 def test_it_is_an_avalanche_generator() -> None:
@@ -99,11 +102,11 @@ def test_data_go_to_the_models_range_and_back(low: list[float], span: list[float
     generator = tiny_generator((3, 4, 4))
     lows, spans = torch.tensor(low), torch.tensor(span)
     images = lows.view(3, 1, 1) + torch.rand(6, 3, 4, 4) * spans.view(3, 1, 1)
-    generator.set_data_range(*data_range(images))
-    x_0 = generator.to_model(images)
+    generator.pixel_range.set(*extremes(images))
+    x_0 = generator.pixel_range.to_model(images)
     assert x_0.min().item() == pytest.approx(-1, abs=1e-4)
     assert x_0.max().item() == pytest.approx(1, abs=1e-4)
-    torch.testing.assert_close(generator.to_data(x_0), images, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(generator.pixel_range.to_data(x_0), images, atol=1e-3, rtol=1e-4)
 
 
 def test_the_first_trained_experience_alone_tells_the_range_and_brings_its_classes() -> None:
@@ -114,21 +117,21 @@ def test_the_first_trained_experience_alone_tells_the_range_and_brings_its_class
     generator.eval()
     generator.adaptation(benchmark.test_stream[4])
     assert generator.classes == []
-    assert not generator.data_range_known
+    assert not generator.pixel_range.known
     generator.train()
     generator.adaptation(benchmark.train_stream[0])
     generator.adaptation(benchmark.train_stream[1])
     assert generator.classes == [0, 1, 2, 3]
-    assert generator.data_low.item() == pytest.approx(-1.5)
-    assert generator.data_high.item() == pytest.approx(3.5)
+    assert generator.pixel_range.low.item() == pytest.approx(-1.5)
+    assert generator.pixel_range.high.item() == pytest.approx(3.5)
 
 
 def test_a_constant_channel_does_not_divide_by_zero() -> None:
     images = torch.rand(5, 2, 4, 4)
     images[:, 1] = 0.5
     generator = tiny_generator((2, 4, 4))
-    generator.set_data_range(*data_range(images))
-    assert generator.to_model(images).abs().max() <= 1 + 1e-6
+    generator.pixel_range.set(*extremes(images))
+    assert generator.pixel_range.to_model(images).abs().max() <= 1 + 1e-6
 
 
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon"])
@@ -141,7 +144,7 @@ def test_a_saved_generator_is_the_same_generator(tmp_path: Path, prediction_type
         beta_schedule=beta_schedule,
         num_inference_steps=3,
     )
-    generator.set_data_range(torch.tensor([-0.4242]), torch.tensor([2.8]))
+    generator.pixel_range.set(torch.tensor([-0.4242]), torch.tensor([2.8]))
     generator.save_pretrained(tmp_path / "generator")
     again = DiffusionGenerator.from_pretrained(tmp_path / "generator")
     images = [
@@ -184,6 +187,14 @@ def test_images_that_are_too_small_are_refused(image_shape: Any, message: str) -
         DiffusionGenerator(image_shape)
 
 
+def test_networks_for_other_images_or_without_classes_are_refused() -> None:
+    with pytest.raises(ValueError, match="Images have 3 channels, the network takes 1"):
+        DiffusionGenerator((3, 8, 8), tiny_network(1))
+    unconditional = UNet2DModel.from_config({**tiny_network().config, "num_class_embeds": None})
+    with pytest.raises(ValueError, match=r"takes no class labels: build it with UNet2DModel"):
+        DiffusionGenerator((1, 8, 8), unconditional)
+
+
 def test_wrong_requests_are_refused() -> None:
     generator = tiny_generator()
     with pytest.raises(RuntimeError, match="seen no class yet: train it first"):
@@ -198,11 +209,11 @@ def test_wrong_requests_are_refused() -> None:
     with pytest.raises(ValueError, match="must not be negative"):
         generator.add_classes([-2])
     with pytest.raises(ValueError, match="Each channel needs low < high"):
-        generator.set_data_range(torch.ones(1), torch.ones(1))
-    with pytest.raises(ValueError, match="All pixels of the first experience are 0"):
-        data_range(torch.zeros(3, 1, 4, 4))
+        generator.pixel_range.set(torch.ones(1), torch.ones(1))
+    with pytest.raises(ValueError, match="pixels range from 0 to 0"):
+        extremes(torch.zeros(3, 1, 4, 4))
     with pytest.raises(ValueError, match="The first experience is empty"):
-        data_range([])
+        extremes([])
 
 
 def test_the_default_network_is_small() -> None:

@@ -163,13 +163,19 @@ def test_the_generator_and_its_cost_appear_with_the_first_experience(digits: Any
 
 
 def test_replay_size_zero_switches_replay_off_and_a_number_sets_it(digits: Any) -> None:
-    for replay_size, expected in [(0, 32), (5, 37)]:
+    weights = []
+    for replay_size, expected in [(None, 32), (0, 32), (5, 37)]:
+        torch.manual_seed(0)
         recorder = Recorder()
-        strategy = naive([tiny_plugin(replay_size=replay_size), recorder])
+        plugins = [] if replay_size is None else [tiny_plugin(replay_size=replay_size)]
+        strategy = naive([*plugins, recorder])
         strategy.train(digits.train_stream[0])
         recorder.shown.clear()
         strategy.train(digits.train_stream[1])
         assert len(recorder.shown[0][0]) == expected
+        weights.append(torch.nn.utils.parameters_to_vector(strategy.model.parameters()))
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
 
 
 def test_replayed_rows_carry_the_task_label_of_their_class() -> None:
@@ -183,6 +189,12 @@ def test_replayed_rows_carry_the_task_label_of_their_class() -> None:
     _, labels, tasks = recorder.shown[-1]
     assert tasks.tolist() == [task_of_class[label] for label in labels.tolist()]
     assert len(set(tasks.tolist())) == 3
+
+
+def test_the_default_budget_grows_with_the_image_side() -> None:
+    cpu = torch.device("cpu")
+    for image_shape, iterations in [((1, 8, 8), 400), ((1, 28, 28), 840), ((3, 32, 64), 1920)]:
+        assert MAGDPlugin()._default_strategy(image_shape, cpu).train_iterations == iterations
 
 
 def test_a_generator_strategy_of_the_users_own_is_used(digits: Any) -> None:
@@ -250,7 +262,7 @@ def test_a_dictionary_minibatch_is_refused(digits: Any) -> None:
         def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
             strategy.mbatch = {"x": strategy.mbatch[0], "y": strategy.mbatch[1]}
 
-    with pytest.raises(TypeError, match="lists of tensors .* got a dict"):
+    with pytest.raises(TypeError, match=r"lists of tensors .* got a dict"):
         naive([ToDictionary(), tiny_plugin()]).train(digits.train_stream[0])
 
 
@@ -290,7 +302,7 @@ def test_two_plugins_in_one_strategy_are_refused(digits: Any) -> None:
         ({"replay_size": -1}, ValueError, "replay_size must be at least 0"),
         ({"replay_size": 0.5}, TypeError, "replay_size must be an integer"),
         ({"snr_band": (3.0, 1.0)}, ValueError, "snr_band must be a pair"),
-        ({"guidance_scale": -1.0}, ValueError, "guidance_scale must be above 0"),
+        ({"guidance_scale": -1.0}, ValueError, "guidance_scale must be a number from 1"),
         ({"max_pool_bytes": 0}, ValueError, "max_pool_bytes must be at least 1"),
     ],
 )

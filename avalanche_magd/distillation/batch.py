@@ -1,4 +1,4 @@
-"""The tensors in which every way of distilling ends: what the student sees, and what it should answer."""
+"""The tensors in which every way of distilling ends: what the student sees and should answer."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -25,7 +25,7 @@ class LessonBatch(NamedTuple):
 
     def rows(self, index: Tensor) -> "LessonBatch":
         """The chosen lessons."""
-        return self._make(tensor[index] for tensor in self)
+        return LessonBatch(*(tensor[index] for tensor in self))
 
     def cast(self, dtype: torch.dtype) -> "LessonBatch":
         """The same lessons with ``x_t`` and ``target`` in another precision."""
@@ -39,7 +39,7 @@ class LessonBatch(NamedTuple):
     @classmethod
     def cat(cls, batches: Sequence["LessonBatch"]) -> "LessonBatch":
         """All lessons of several batches."""
-        return cls._make(torch.cat(tensors) for tensors in zip(*batches, strict=True))
+        return cls(*(torch.cat(tensors) for tensors in zip(*batches, strict=True)))
 
 
 def noised_lessons(
@@ -48,7 +48,7 @@ def noised_lessons(
     labels: Int[Tensor, " n"],
     rng: torch.Generator,
 ) -> LessonBatch:
-    """What real images teach: noised to timesteps spread evenly over [0, T), with the true answer."""
+    """What real images teach: noised to timesteps spread evenly over [0, T), answer known."""
     count = len(x_0)
     jitter = torch.rand(count, generator=rng, device=rng.device)
     strata = torch.randperm(count, generator=rng, device=rng.device)
@@ -67,7 +67,7 @@ def noise_again(
     schedule: NoiseSchedule,
     rng: torch.Generator,
 ) -> LessonBatch:
-    """Give the chosen lessons another input: ``x_0``, one image for each, noised to the lesson's t.
+    """Give each chosen lesson another input: an image ``x_0``, noised to the lesson's t.
 
     Their targets are stale afterwards: see :func:`ask_again`.
     """
@@ -84,7 +84,7 @@ def ask_again(
     if not chosen.any():
         return lessons
     target = lessons.target.clone()
-    for index in chosen.nonzero()[:, 0].split(batch_size):
+    for index in torch.split(chosen.nonzero()[:, 0], batch_size):
         asked = lessons.rows(index)
         target[index] = teacher(asked.x_t, asked.t, asked.labels)
     return lessons._replace(target=target)

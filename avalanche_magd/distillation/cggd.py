@@ -1,11 +1,11 @@
 """CGGD, class-guided generative distillation: replay that holds each old class equally often.
 
 The network is class-conditional and the labels are drawn balanced
-(:func:`avalanche_magd.sampling.balanced_labels`), so nothing has to be steered for the balance. On top,
-classifier-free guidance can sharpen the classes: the prediction is pushed away from the one without a
-class, ``f + (s − 1)(f − f_null)`` with s = ``guidance_scale``; s = 1 changes nothing. It doubles the
-forwards of a run, and the network must know the null label: a tenth of all lessons are taught without
-a class.
+(:func:`avalanche_magd.sampling.balanced_labels`), so nothing has to be steered for the balance. On
+top, classifier-free guidance can sharpen the classes: the prediction is pushed away from the one
+without a class, ``f + (s − 1)(f − f_null)`` with s = ``guidance_scale``; s = 1 changes nothing. It
+doubles the forwards of a run, and the network must know the null label: a tenth of all lessons are
+taught without a class.
 
 Guidance only decides which states a run visits. The lessons' targets stay unguided.
 

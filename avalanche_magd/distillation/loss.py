@@ -1,8 +1,8 @@
 """The loss of a step: real images of now, lessons of the past.
 
-``L = w_new L_current + (1 − w_new) λ L_replay``, each part a mean over its rows of the squared error of the
-raw prediction. ``w_new`` = current classes / seen classes makes each class count the same, as in training
-on all of them at once.
+``L = w_new L_current + (1 − w_new) λ L_replay``, each part a mean over its rows of the squared
+error of the raw prediction. ``w_new`` = current classes / seen classes makes each class count the
+same, as in training on all of them at once.
 """
 
 from jaxtyping import Float
@@ -27,7 +27,7 @@ def total_loss(
     w_new: float,
     replay_weight: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """``w_new · mean(current) + (1 − w_new) · λ · mean(replay)``; without replay the first mean alone.
+    """``w_new · mean(current) + (1 − w_new) · λ · mean(replay)``; without replay the first mean.
 
     Args:
         current: errors on the current experience.

@@ -8,8 +8,8 @@ CGGD  runs are steered towards their (balanced) class   ``guidance_scale=1.0``
 SGGD  at some noise levels current images are input     ``snr_band=None``
 ====  ================================================  ===========================
 
-A run of K steps costs K forwards (2K if guided) and leaves K lessons with their answers. Only a lesson
-whose input or label was changed afterwards costs one more forward.
+A run of K steps costs K forwards (2K if guided) and leaves K lessons with their answers. Only a
+lesson whose input or label was changed afterwards costs one more forward.
 """
 
 import math
@@ -43,9 +43,10 @@ class MAGD:
         num_inference_steps: K, network calls per image.
         snr_band: SGGD's ``(low, high)``; outside it lessons start from current images.
         guidance_scale: strength of classifier-free guidance; 1 is none.
-        trajectory_share: NIGD's share of lessons; the others start from finished images, noised again.
-        max_pool_bytes: bound on the pool's size in memory. If not all lessons fit, a random subset is
-            kept; images are always kept.
+        trajectory_share: NIGD's share of lessons; the others start from finished images, noised
+            again.
+        max_pool_bytes: bound on the pool's size in memory. If not all lessons fit, a random subset
+            is kept; images are always kept. While it is filled, three times as much is needed.
 
     Raises:
         TypeError: a count that is not an integer.
@@ -63,29 +64,30 @@ class MAGD:
         check_count("pool_size", self.pool_size)
         check_count("num_inference_steps", self.num_inference_steps)
         check_snr_band(self.snr_band)
-        check_number("guidance_scale", self.guidance_scale, above=0, up_to=100)
-        check_number("trajectory_share", self.trajectory_share, above=-1e-12, up_to=1)
+        check_number("guidance_scale", self.guidance_scale, at_least=1, at_most=100)
+        check_number("trajectory_share", self.trajectory_share, at_least=0, at_most=1)
         check_count("max_pool_bytes", self.max_pool_bytes)
 
     def lessons_per_image(self, generator: DiffusionGenerator) -> int:
         """How many of a run's K lessons are kept, so that the pool stays within its bytes.
 
         Raises:
-            ValueError: not even one lesson per image fits, or K exceeds the generator's noise levels.
+            ValueError: not even one lesson per image fits, or K exceeds the generator's noise
+                levels.
         """
         if self.num_inference_steps > generator.schedule.num_train_timesteps:
             raise ValueError(
-                f"num_inference_steps must be at most {generator.schedule.num_train_timesteps}, the "
-                f"generator's number of noise levels; got {self.num_inference_steps}."
+                f"num_inference_steps must be at most {generator.schedule.num_train_timesteps}, "
+                f"the generator's number of noise levels; got {self.num_inference_steps}."
             )
         pixels = math.prod(generator.image_shape)
         left = self.max_pool_bytes // self.pool_size - image_bytes(pixels)
         if left < lesson_bytes(pixels):
             needed = self.pool_size * (image_bytes(pixels) + lesson_bytes(pixels))
             raise ValueError(
-                f"max_pool_bytes={self.max_pool_bytes:,} does not hold pool_size={self.pool_size:,} "
-                f"images of shape {generator.image_shape} with a lesson each: that takes "
-                f"{needed:,} bytes."
+                f"max_pool_bytes={self.max_pool_bytes:,} does not hold "
+                f"pool_size={self.pool_size:,} images of shape {generator.image_shape} with a "
+                f"lesson each: that takes {needed:,} bytes."
             )
         return min(self.num_inference_steps, left // lesson_bytes(pixels))
 
@@ -129,7 +131,7 @@ class MAGD:
                 guidance=guidance,
             ):
                 batch, weight = self._lessons(run, kept, teacher, current_images, rng)
-                images.append(teacher.to_data(run.images))
+                images.append(teacher.pixel_range.to_data(run.images))
                 lessons.append(batch.cast(torch.float16))
                 weights.append(weight)
                 bar.update(len(run.labels))

@@ -1,15 +1,16 @@
 """NIGD, noisy intermediate generative distillation: every state of a reverse run is a lesson.
 
-Distillation matches functions: whatever the law of its inputs, the student's optimum is the teacher's
-output there. So each noisy state that a teacher passed through, with its own timestep and label, is a
-valid input, and the target, the teacher's raw output, was computed by the run itself: one network
-forward per lesson. Noising finished images again and asking the teacher costs K + 1 forwards.
+Distillation matches functions: whatever the law of its inputs, the student's optimum is the
+teacher's output there. So each noisy state that a teacher passed through, with its own timestep
+and label, is a valid input, and the target, the teacher's raw output, was computed by the run
+itself: one network forward per lesson. Noising finished images again and asking the teacher costs
+K + 1 forwards.
 
 The states must never be regressed on drawn noise: they are not samples of the forward process.
 
 Grid nodes crowd near t = 0. A lesson's weight is the length of the stretch of t that it stands for
-(trapezoidal rule), so that drawing lessons by weight spreads them evenly over t, as training on real
-images is.
+(trapezoidal rule), so that drawing lessons by weight spreads them evenly over t, as training on
+real images is.
 
 References:
     MAGD's published abstract. Masip et al. 2023, *Continual learning of diffusion models with
@@ -47,7 +48,7 @@ def trajectory_lessons(trajectory: Trajectory) -> tuple[LessonBatch, Float[Tenso
 def off_trajectory(
     count: int, trajectory_share: float, rng: torch.Generator
 ) -> Bool[Tensor, " {count}"]:
-    """Which lessons shall start from a finished image, noised again, and not from a state of the run.
+    """Which lessons shall start from a finished image, noised again, not from a state.
 
     Args:
         count: number of lessons.

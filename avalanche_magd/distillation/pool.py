@@ -1,11 +1,11 @@
 """The pool: what one generation pass left for the student and for the solver.
 
-The finished images are the solver's replay; the states, timesteps, labels and raw outputs on the way are
-the student's lessons. Training loops only draw from it.
+The finished images are the solver's replay; the states, timesteps, labels and raw outputs on the
+way are the student's lessons. Training loops only draw from it.
 
-Draws are stratified: the unit interval is cut into as many strata as there are rows to draw, and each
-draws one row by the rows' cumulative weight. As lessons are sorted by timestep and images by class, each
-draw is spread evenly over timesteps and classes.
+Draws are stratified: the unit interval is cut into as many strata as there are rows to draw, and
+each draws one row by the rows' cumulative weight. As lessons are sorted by timestep and images by
+class, each draw is spread evenly over timesteps and classes.
 """
 
 from dataclasses import dataclass, field
@@ -22,22 +22,20 @@ class Pool:
     """Generated images with their classes, and lessons with their weights."""
 
     images: Float[Tensor, "n c h w"]
-    """Finished images in the user's data range, sorted by label."""
+    """Finished images in the user's range, sorted by label."""
     labels: Int[Tensor, " n"]
     """Class of each image."""
     lessons: LessonBatch
     """Lessons sorted by timestep, images in half precision."""
     weights: Float[Tensor, " m"]
     """How much of t each lesson stands for."""
+    classes: list[int] = field(init=False)
+    """The classes that it holds, ascending."""
     _cumulative: Float[Tensor, " m"] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", sorted(set(self.labels.tolist())))
         object.__setattr__(self, "_cumulative", self.weights.double().cumsum(0))
-
-    @property
-    def classes(self) -> list[int]:
-        """The classes that it holds, ascending."""
-        return self.labels.unique().tolist()  # type: ignore[no-any-return]
 
     @property
     def nbytes(self) -> int:
@@ -79,5 +77,5 @@ def image_bytes(pixels: int) -> int:
 
 
 def lesson_bytes(pixels: int) -> int:
-    """Bytes of one lesson: state and target in half precision, timestep, label, and two weights."""
+    """Bytes of one lesson: state and target in half precision, timestep, label, weights."""
     return 2 * (2 * pixels) + 8 + 8 + (4 + 8)

@@ -1,9 +1,9 @@
 """SGGD, signal-guided generative distillation: where in t a generated image is not needed.
 
-With almost no signal left (SNR below ``low``) all sources give nearly the same x_t; with almost no noise
-(SNR above ``high``) denoising is local detail that classes share. There, outside ``snr_band = (low,
-high)``, an image of the *current* experience, noised to t, serves as well: it is labelled with an old
-class, and the teacher says what to answer.
+With almost no signal left (SNR below ``low``) all sources give nearly the same x_t; with almost no
+noise (SNR above ``high``) denoising is local detail that classes share. There, outside ``snr_band
+= (low, high)``, an image of the *current* experience, noised to t, serves as well: it is labelled
+with an old class, and the teacher says what to answer.
 
 References:
     MAGD's published abstract (an SNR analysis decides the source by timestep).

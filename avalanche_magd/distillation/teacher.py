@@ -1,9 +1,9 @@
 """The teacher: a running average of the student's weights.
 
-Averaged weights generate better images than the last ones do. After each step
-``θ_T ← m θ_T + (1 − m) θ_S``; early on m is smaller, ``min(m, (1 + n) / (10 + n))`` after n steps, so that
-the average does not remember where it started. When an experience ends, the average replaces the
-student's weights: the generator that stays is its own next teacher, and no second copy is kept.
+Averaged weights generate better images than the last ones do. After each step ``θ_T ← m θ_T + (1 −
+m) θ_S``; early on m is smaller, ``min(m, (1 + n) / (10 + n))`` after n steps, so that the average
+does not remember where it started. When an experience ends, the average replaces the student's
+weights: the generator that stays is its own next teacher, and no second copy is kept.
 """
 
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ class EmaTeacher:
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
-        self.student = list(parameters)
+        self.student: list[Tensor] = list(parameters)
         self.average: list[Tensor] = [parameter.detach().clone() for parameter in self.student]
         self.decay = decay
         self.steps = 0

@@ -1,0 +1,64 @@
+"""What the generator needs to know about its network, and the network that it takes by default.
+
+diffusers' ``UNet2DModel`` is the usual one. Any other module with its call,
+``network(x_t, t, class_labels)``, serves as well: it is left as it is.
+"""
+
+from diffusers import ConfigMixin, UNet2DModel
+from torch import nn, no_grad
+
+
+def default_network(image_shape: tuple[int, int, int]) -> UNet2DModel:
+    """A class-conditional UNet for this image shape, small enough for two CPU cores."""
+    side = max(image_shape[1:])
+    widths = (32, 32) if side <= 16 else (16, 32, 64) if side <= 40 else (16, 32, 64, 64)
+    return UNet2DModel(
+        in_channels=image_shape[0],
+        out_channels=image_shape[0],
+        block_out_channels=widths,
+        down_block_types=("DownBlock2D",) * len(widths),
+        up_block_types=("UpBlock2D",) * len(widths),
+        layers_per_block=1,
+        norm_num_groups=8,
+        add_attention=False,
+        num_class_embeds=1,
+    )
+
+
+def check_network(network: nn.Module, channels: int) -> None:
+    """Refuse a UNet that cannot take these images or no class labels.
+
+    Raises:
+        ValueError: another number of channels, or no class embedding.
+    """
+    if not isinstance(network, UNet2DModel):
+        return
+    if (network.config.in_channels, network.config.out_channels) != (channels, channels):
+        raise ValueError(
+            f"Images have {channels} channels, the network takes {network.config.in_channels} "
+            f"and gives {network.config.out_channels}."
+        )
+    if network.class_embedding is None:
+        raise ValueError(
+            "The network takes no class labels: build it with UNet2DModel(num_class_embeds=1, …); "
+            "the embedding grows with the classes."
+        )
+
+
+def side_divisor(network: nn.Module) -> int:
+    """What image sides must be divisible by: each of the UNet's levels but one halves them."""
+    down_blocks = getattr(network, "down_blocks", None)
+    return 1 if down_blocks is None else 1 << (len(down_blocks) - 1)
+
+
+@no_grad()
+def grow_class_embedding(network: nn.Module, rows: int) -> None:
+    """Add rows to a table of class embeddings that has fewer; those it has stay as they are."""
+    table = getattr(network, "class_embedding", None)
+    if not isinstance(table, nn.Embedding) or table.num_embeddings >= rows:
+        return
+    grown = nn.Embedding(rows, table.embedding_dim).to(table.weight)
+    grown.weight[: table.num_embeddings] = table.weight
+    network.class_embedding = grown
+    if isinstance(network, ConfigMixin):
+        network.register_to_config(num_class_embeds=rows)

@@ -1,0 +1,87 @@
+"""Imports point down, hosts stay where they belong, and names keep their meaning."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "avalanche_magd"
+LAYERS = [
+    {"arguments"},
+    {"schedule", "networks", "pixels", "benchmarks"},
+    {"sampling"},
+    {"generator"},
+    {"cost", "distillation.batch", "distillation.nigd", "distillation.sggd", "distillation.cggd"},
+    {"distillation.teacher", "distillation.loss", "distillation.pool"},
+    {"distillation.magd"},
+    {"distillation", "training", "replay"},
+    {"plugin"},
+    {""},
+]
+TECHNIQUES = {"distillation.nigd", "distillation.sggd", "distillation.cggd"}
+HOSTS = {
+    "avalanche": {"generator", "training", "plugin", "benchmarks"},
+    "diffusers": {"generator", "networks", "schedule"},
+}
+
+
+def module_name(file: Path) -> str:
+    parts = file.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+FILES = {module_name(file): file for file in PACKAGE.rglob("*.py")}
+
+
+def imported_modules(file: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file.name} imports relatively"
+            names.add(node.module or "")
+    return names
+
+
+def layer_of(module: str) -> int:
+    return next(index for index, layer in enumerate(LAYERS) if module in layer)
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_a_module_imports_only_from_layers_below(module: str) -> None:
+    for name in imported_modules(FILES[module]):
+        if name.split(".")[0] == "avalanche_magd":
+            imported = name.removeprefix("avalanche_magd").lstrip(".")
+            same_house = module == "distillation.pool" and imported == "distillation.batch"
+            assert layer_of(imported) < layer_of(module) or same_house, f"{module} → {imported}"
+
+
+@pytest.mark.parametrize("module", sorted(TECHNIQUES))
+def test_the_techniques_do_not_know_one_another(module: str) -> None:
+    imported = {name.removeprefix("avalanche_magd.") for name in imported_modules(FILES[module])}
+    assert not imported & (TECHNIQUES - {module})
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_hosts_are_imported_only_where_they_belong(host: str) -> None:
+    users = {
+        module
+        for module, file in FILES.items()
+        if any(name.split(".")[0] == host for name in imported_modules(file))
+    }
+    assert users <= HOSTS[host]
+
+
+def test_no_state_lives_in_modules_or_classes() -> None:
+    for file in FILES.values():
+        for node in ast.walk(ast.parse(file.read_text())):
+            assert not isinstance(node, ast.Global), f"{file.name}: global"
+
+
+def test_the_library_prints_nothing() -> None:
+    for file in FILES.values():
+        calls = [
+            node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)
+        ]
+        assert not any(isinstance(c.func, ast.Name) and c.func.id == "print" for c in calls)

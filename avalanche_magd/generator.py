@@ -223,7 +223,7 @@ class DiffusionGenerator(DynamicModule, Generator):
             stride = max(1, len(dataset) // RANGE_SAMPLES)
             sample = (dataset[row][0] for row in range(0, len(dataset), stride))
             self.pixel_range.set(*extremes(sample))
-        self.add_classes(dataset.targets.uniques)
+        self.add_classes(classes_of(dataset))
 
     def add_classes(self, classes: Iterable[int]) -> None:
         """Make room for more classes; weights of those already known stay as they are.
@@ -296,3 +296,8 @@ class DiffusionGenerator(DynamicModule, Generator):
         if pixels["known"]:
             generator.pixel_range.set(torch.tensor(pixels["low"]), torch.tensor(pixels["high"]))
         return generator
+
+
+def classes_of(dataset: Any) -> list[int]:
+    """The class indices of an Avalanche dataset, ascending."""
+    return sorted({int(label) for label in dataset.targets.uniques})

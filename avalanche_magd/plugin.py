@@ -20,7 +20,7 @@ from avalanche_magd.arguments import check_count
 from avalanche_magd.cost import Cost
 from avalanche_magd.distillation.magd import MAGD
 from avalanche_magd.distillation.sggd import SnrBand
-from avalanche_magd.generator import DiffusionGenerator
+from avalanche_magd.generator import DiffusionGenerator, classes_of
 from avalanche_magd.replay import (
     append_replay,
     balanced_replay_size,
@@ -150,7 +150,7 @@ class MAGDPlugin(SupervisedPlugin):
                 f"The generator makes images of shape {expected}, "
                 f"the experience has {image_shape}."
             )
-        self._current_classes = len(dataset.targets.uniques)
+        self._current_classes = len(classes_of(dataset))
         self.generator_strategy.fill_pool(strategy.experience)
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
@@ -186,7 +186,8 @@ class MAGDPlugin(SupervisedPlugin):
         dataset = strategy.experience.dataset
         task_labels = getattr(dataset, "targets_task_labels", None)
         if task_labels is not None:
-            self._task_of_class.update(zip(dataset.targets, task_labels, strict=True))
+            tasks = zip(dataset.targets, task_labels, strict=True)
+            self._task_of_class.update((int(label), int(task)) for label, task in tasks)
         self.generator_strategy.train(
             strategy.experience, eval_streams=[], num_workers=num_workers
         )

@@ -35,7 +35,7 @@ from avalanche_magd.distillation.loss import current_share, squared_errors, tota
 from avalanche_magd.distillation.magd import MAGD
 from avalanche_magd.distillation.pool import Pool
 from avalanche_magd.distillation.teacher import EmaTeacher
-from avalanche_magd.generator import NULL_LABEL, DiffusionGenerator
+from avalanche_magd.generator import NULL_LABEL, DiffusionGenerator, classes_of
 
 
 class MAGDTraining(SupervisedTemplate):
@@ -109,6 +109,7 @@ class MAGDTraining(SupervisedTemplate):
         self.rng = torch.Generator(self.device)
         self.rng.manual_seed(torch.initial_seed() if seed is None else seed)
         self.pool: Pool | None = None
+        self._pool_experience: Any = None
         self.cost = Cost()
         self.teacher: EmaTeacher | None = None
         self._lessons: LessonBatch | None = None
@@ -122,8 +123,9 @@ class MAGDTraining(SupervisedTemplate):
         Args:
             experience: the next experience; its own classes are not generated.
         """
+        self._pool_experience = experience
         dataset = experience.dataset.eval()
-        old_classes = sorted(set(self.model.classes) - set(dataset.targets.uniques))
+        old_classes = sorted(set(self.model.classes) - set(classes_of(dataset)))
         if not old_classes:
             self.pool = None
             return
@@ -161,7 +163,8 @@ class MAGDTraining(SupervisedTemplate):
         self.adapted_dataset = self.experience.dataset.eval()
 
     def _after_train_dataset_adaptation(self, **kwargs: Any) -> None:
-        if self.pool is None:
+        # A pool that an interrupted training left behind is for another experience.
+        if self._pool_experience is not self.experience:
             self.fill_pool(self.experience)
         super()._after_train_dataset_adaptation(**kwargs)
 
@@ -186,7 +189,7 @@ class MAGDTraining(SupervisedTemplate):
     def _before_training_exp(self, **kwargs: Any) -> None:
         super()._before_training_exp(**kwargs)
         self.teacher = EmaTeacher(self.model.parameters(), self.ema_decay)
-        current = self.experience.dataset.targets.uniques
+        current = classes_of(self.experience.dataset)
         self._w_new = current_share(len(current), len(self.model.classes))
 
     def training_epoch(self, **kwargs: Any) -> None:
@@ -253,7 +256,7 @@ class MAGDTraining(SupervisedTemplate):
     def _after_training_exp(self, **kwargs: Any) -> None:
         assert self.teacher is not None
         self.teacher.replace_student()
-        self.teacher, self.pool, self._lessons = None, None, None
+        self.teacher, self.pool, self._lessons, self._pool_experience = None, None, None, None
         super()._after_training_exp(**kwargs)
 
 

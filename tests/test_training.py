@@ -179,6 +179,19 @@ def test_a_gradient_that_is_not_finite_stops_training(digits: Any) -> None:
         training.train(digits.train_stream[0], eval_streams=[])
 
 
+def test_a_pool_of_an_interrupted_experience_is_not_used_for_the_next(digits: Any) -> None:
+    training = tiny_training(distillation=SMALL)
+    training.train(digits.train_stream[0], eval_streams=[])
+    training.fill_pool(digits.train_stream[1])  # and then the solver was interrupted
+    stale = training.pool
+    assert stale is not None
+    used: list[Any] = []
+    training.training_epoch = lambda **_: used.append(training.pool)
+    training.train(digits.train_stream[2], eval_streams=[])
+    assert used[0] is not None
+    assert used[0] is not stale
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -15,7 +15,7 @@ References:
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Self
@@ -135,7 +135,7 @@ class DiffusionGenerator(DynamicModule, Generator):
     def generate(
         self,
         batch_size: int | None = None,
-        condition: Int[Tensor, " b"] | int | None = None,
+        condition: Int[Tensor, " b"] | Sequence[int] | int | None = None,
         *,
         rng: torch.Generator | None = None,
     ) -> Tensor:
@@ -163,11 +163,14 @@ class DiffusionGenerator(DynamicModule, Generator):
         with self.frozen():
             runs = reverse_runs(self, self.schedule, self.image_shape, labels, steps, rng)
             images = self.pixel_range.to_data(torch.cat([run.images for run in runs]))
-        unbatched = batch_size is None and not (isinstance(condition, Tensor) and condition.ndim)
-        return images[0] if unbatched else images
+        single = condition is None or torch.as_tensor(condition).ndim == 0
+        return images[0] if batch_size is None and single else images
 
     def _requested_labels(
-        self, batch_size: int | None, condition: Tensor | int | None, rng: torch.Generator
+        self,
+        batch_size: int | None,
+        condition: Tensor | Sequence[int] | int | None,
+        rng: torch.Generator,
     ) -> Int[Tensor, " b"]:
         if not self.classes:
             raise RuntimeError("The generator has seen no class yet: train it first.")
@@ -220,7 +223,7 @@ class DiffusionGenerator(DynamicModule, Generator):
             return
         dataset = experience.dataset.eval()
         if not self.pixel_range.known:
-            stride = max(1, len(dataset) // RANGE_SAMPLES)
+            stride = -(-len(dataset) // RANGE_SAMPLES) or 1
             sample = (dataset[row][0] for row in range(0, len(dataset), stride))
             self.pixel_range.set(*extremes(sample))
         self.add_classes(classes_of(dataset))

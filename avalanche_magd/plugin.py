@@ -21,6 +21,7 @@ from avalanche_magd.cost import Cost
 from avalanche_magd.distillation.magd import MAGD
 from avalanche_magd.distillation.sggd import SnrBand
 from avalanche_magd.generator import DiffusionGenerator, classes_of
+from avalanche_magd.randomness import seeded
 from avalanche_magd.replay import (
     append_replay,
     balanced_replay_size,
@@ -111,6 +112,7 @@ class MAGDPlugin(SupervisedPlugin):
         self.progress = progress
         self._task_of_class: dict[int, int] = {}
         self._current_classes = 0
+        self._owed = 0.0
         self._real_rows: int | None = None
         self._rng: torch.Generator | None = None
 
@@ -151,6 +153,7 @@ class MAGDPlugin(SupervisedPlugin):
                 f"the experience has {image_shape}."
             )
         self._current_classes = len(classes_of(dataset))
+        self._owed = 0.0
         self.generator_strategy.fill_pool(strategy.experience)
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
@@ -167,9 +170,14 @@ class MAGDPlugin(SupervisedPlugin):
         if pool is None or self.replay_size == 0:
             return
         real_rows = len(strategy.mbatch[0])
-        size = self.replay_size or balanced_replay_size(
-            real_rows, self._current_classes, len(pool.classes)
-        )
+        size = self.replay_size
+        if size is None:
+            old_classes = len(pool.classes)
+            self._owed += balanced_replay_size(real_rows, self._current_classes, old_classes)
+            size = int(self._owed)
+            self._owed -= size
+        if not size:
+            return
         images, labels = pool.draw_images(size, self._replay_rng())
         tasks = torch.tensor([self._task_of_class.get(label, 0) for label in labels.tolist()])
         append_replay(strategy.mbatch, images, labels, tasks)
@@ -196,8 +204,7 @@ class MAGDPlugin(SupervisedPlugin):
         self, image_shape: tuple[int, int, int], device: torch.device
     ) -> MAGDTraining:
         seed = torch.initial_seed() if self.seed is None else self.seed
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
+        with seeded(seed, device):
             generator = DiffusionGenerator(
                 image_shape, num_inference_steps=self.distillation.num_inference_steps
             ).to(device)

@@ -4,6 +4,7 @@ They are appended, so that the real rows stay first, and trimmed afterwards, so 
 other plugins see real rows only.
 """
 
+import numbers
 from typing import Any
 
 import torch
@@ -11,9 +12,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def balanced_replay_size(current_rows: int, current_classes: int, old_classes: int) -> int:
-    """How many generated rows give an old class as many as a current class can expect."""
-    return round(current_rows * old_classes / current_classes)
+def balanced_replay_size(current_rows: int, current_classes: int, old_classes: int) -> float:
+    """How many generated rows give an old class as many as a current class can expect.
+
+    Not rounded: whoever appends whole rows carries the rest to the next mini-batch, or small
+    mini-batches would never be joined by any.
+    """
+    return current_rows * old_classes / current_classes
 
 
 def append_replay(
@@ -58,20 +63,32 @@ def check_sample(sample: Any) -> tuple[int, int, int]:
             "MAGD needs samples (image, class) or (image, class, task label), "
             f"got {len(sample)} columns."
         )
-    image, label = sample[0], torch.as_tensor(sample[1])
+    image, label = sample[0], sample[1]
     if not isinstance(image, Tensor) or not image.is_floating_point():
         kind = f"{image.dtype} tensor" if isinstance(image, Tensor) else type(image).__name__
         raise TypeError(
             f"Images must be floating-point tensors, got a {kind}: "
-            "add ToTensor() to the transform."
+            "add ToTensor() to the evaluation transform."
         )
-    if label.is_floating_point() or label.ndim:
+    if not _is_index(label):
         raise TypeError(f"Targets must be integer class indices, got {sample[1]!r}.")
+    if len(sample) == 3 and not _is_index(sample[2]):
+        raise TypeError(
+            "A third column must be an integer task label: remove other columns from the "
+            "dataset's data attributes."
+        )
     if image.ndim != 3:
         raise ValueError(
             f"Images must be channels × height × width, got shape {tuple(image.shape)}."
         )
     return (image.shape[0], image.shape[1], image.shape[2])
+
+
+def _is_index(value: Any) -> bool:
+    """Whether it is one whole number, as Python, NumPy or torch has it."""
+    if isinstance(value, Tensor):
+        return value.ndim == 0 and not value.is_floating_point()
+    return isinstance(value, numbers.Integral)
 
 
 def check_minibatch(mbatch: Any) -> None:

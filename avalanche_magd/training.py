@@ -14,8 +14,6 @@ drawn from the strategy's own seed, and torch's global state is left as it was.
 """
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,6 +34,7 @@ from avalanche_magd.distillation.magd import MAGD
 from avalanche_magd.distillation.pool import Pool
 from avalanche_magd.distillation.teacher import EmaTeacher
 from avalanche_magd.generator import NULL_LABEL, DiffusionGenerator, classes_of
+from avalanche_magd.randomness import seeded
 
 
 class MAGDTraining(SupervisedTemplate):
@@ -92,6 +91,8 @@ class MAGDTraining(SupervisedTemplate):
         check_number("replay_weight", replay_weight, at_least=0, at_most=1e6)
         distillation = MAGD() if distillation is None else distillation
         distillation.lessons_per_image(model)
+        if "train_epochs" in base_kwargs:
+            raise TypeError("An experience is train_iterations steps long: give no train_epochs.")
         base_kwargs.setdefault("evaluator", _no_evaluator())
         super().__init__(
             model=model,
@@ -145,15 +146,8 @@ class MAGDTraining(SupervisedTemplate):
 
     def train(self, experiences: Any, eval_streams: Any = None, **kwargs: Any) -> Any:
         """Avalanche's training loop, with torch's global random state untouched."""
-        with self._own_randomness():
+        with seeded(self._draw_seed(), self.device):
             return super().train(experiences, eval_streams, **kwargs)
-
-    @contextmanager
-    def _own_randomness(self) -> Iterator[None]:
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(self._draw_seed())
-            yield
 
     def _draw_seed(self) -> int:
         return int(torch.randint(2**62, (), generator=self.rng, device=self.device))

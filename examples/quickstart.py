@@ -54,9 +54,9 @@ def evaluator(log: Path) -> EvaluationPlugin:
     )
 
 
-def solver(log: Path, epochs: int) -> dict[str, Any]:
+def solver(log: Path, epochs: int, seed: int) -> dict[str, Any]:
     """The same model, optimizer and settings for each method."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = SimpleMLP(num_classes=10, input_size=64, hidden_size=256)
     return {
         "model": model,
@@ -161,7 +161,7 @@ def main() -> None:
     plugin = MAGDPlugin(**budget)
 
     def settings(name: str) -> dict[str, Any]:
-        return solver(arguments.output / f"{name}.log", epochs)
+        return solver(arguments.output / f"{name}.log", epochs, arguments.seed)
 
     outcomes: dict[str, Outcome] = {}
     for name, strategy in (

@@ -125,6 +125,11 @@ def test_current_images_serve_outside_the_band_and_states_inside(
     torch.testing.assert_close(lessons.target, answers, atol=0.02, rtol=0)
 
 
+def test_a_pool_without_an_image_for_each_class_is_refused(rng: torch.Generator) -> None:
+    with pytest.raises(ValueError, match="leaves some of the 3 old classes without an image"):
+        MAGD(pool_size=2).fill(tiny_generator(classes=(0, 1, 2)), [0, 1, 2], no_images, rng)
+
+
 def test_without_a_band_no_current_image_is_looked_at(rng: torch.Generator) -> None:
     MAGD(pool_size=4, num_inference_steps=2).fill(
         tiny_generator(classes=(0,)), [0], no_images, rng

@@ -28,6 +28,7 @@ def test_it_is_an_avalanche_generator() -> None:
     assert generator.generate(condition=1).shape == (1, 8, 8)
     assert generator.generate(4, 1).shape == (4, 1, 8, 8)
     assert generator.generate(condition=torch.tensor([0, 1, 1])).shape == (3, 1, 8, 8)
+    assert generator.generate(condition=[0, 1, 1]).shape == (3, 1, 8, 8)
     assert generator.get_features(torch.zeros(2, 1, 8, 8)).shape == (2, 8)
 
 

@@ -178,6 +178,21 @@ def test_replay_size_zero_switches_replay_off_and_a_number_sets_it(digits: Any) 
     assert not torch.equal(weights[0], weights[2])
 
 
+def test_mini_batches_of_one_row_are_joined_by_their_share_in_the_long_run() -> None:
+    two_classes = split_digits(5, fixed_class_order=range(10)).train_stream[0]
+    five_classes = split_digits(2, fixed_class_order=range(10)).train_stream[1]
+    recorder = Recorder()
+    strategy = naive([tiny_plugin(), recorder])
+    strategy.train(two_classes)
+    recorder.shown.clear()
+    strategy.train_mb_size = 1
+    strategy.train(five_classes)
+    real = len(five_classes.dataset)
+    assert sum(len(shown[0]) for shown in recorder.shown) - real == pytest.approx(
+        0.4 * real, abs=1
+    )
+
+
 def test_replayed_rows_carry_the_task_label_of_their_class() -> None:
     benchmark = split_digits(5, seed=0, return_task_id=True)
     recorder = Recorder()

@@ -196,6 +196,7 @@ def test_a_pool_of_an_interrupted_experience_is_not_used_for_the_next(digits: An
     ("arguments", "error", "message"),
     [
         ({"train_iterations": 0}, ValueError, "train_iterations must be at least 1"),
+        ({"train_epochs": 2}, TypeError, "give no train_epochs"),
         ({"train_mb_size": 1.5}, TypeError, "train_mb_size must be an integer"),
         ({"ema_decay": 1.0}, ValueError, r"ema_decay must be in \[0, 1\)"),
         ({"max_grad_norm": 0.0}, ValueError, "max_grad_norm must be a number from 1e-06 to inf"),

@@ -111,7 +111,15 @@ class MAGD:
 
         Returns:
             ``pool_size`` images and up to K times as many lessons.
+
+        Raises:
+            ValueError: fewer images than classes.
         """
+        if self.pool_size < len(classes):
+            raise ValueError(
+                f"pool_size={self.pool_size} leaves some of the {len(classes)} old classes "
+                "without an image: make it several times larger."
+            )
         kept = self.lessons_per_image(teacher)
         labels = balanced_labels(self.pool_size, classes, rng)
         guidance = (

@@ -25,10 +25,9 @@ from avalanche_magd.randomness import seeded
 from avalanche_magd.replay import (
     append_replay,
     balanced_replay_size,
-    check_minibatch,
-    check_sample,
     trim_replay,
 )
+from avalanche_magd.samples import check_dataset, check_minibatch
 from avalanche_magd.training import MAGDTraining
 
 ITERATIONS_PER_PIXEL = 30
@@ -139,18 +138,13 @@ class MAGDPlugin(SupervisedPlugin):
         """Check the data; build the generator; fill the pool with the past.
 
         Raises:
-            TypeError: see :func:`~avalanche_magd.replay.check_sample`.
-            ValueError: likewise, or images of another shape than the generator's.
+            TypeError: see :func:`~avalanche_magd.samples.check_dataset`.
+            ValueError: likewise.
         """
         dataset = strategy.experience.dataset.eval()
-        image_shape = check_sample(dataset[0])
         if self.generator_strategy is None:
-            self.generator_strategy = self._default_strategy(image_shape, strategy.device)
-        expected = self.generator_strategy.model.image_shape
-        if image_shape != expected:
-            raise ValueError(
-                f"The generator makes images of shape {expected}, "
-                f"the experience has {image_shape}."
+            self.generator_strategy = self._default_strategy(
+                check_dataset(dataset), strategy.device
             )
         self._current_classes = len(classes_of(dataset))
         self._owed = 0.0
@@ -160,7 +154,7 @@ class MAGDPlugin(SupervisedPlugin):
         """Generated images join the mini-batch.
 
         Raises:
-            TypeError: see :func:`~avalanche_magd.replay.check_minibatch`.
+            TypeError: see :func:`~avalanche_magd.samples.check_minibatch`.
             ValueError: likewise.
         """
         check_minibatch(strategy.mbatch)

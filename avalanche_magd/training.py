@@ -35,6 +35,7 @@ from avalanche_magd.distillation.pool import Pool
 from avalanche_magd.distillation.teacher import EmaTeacher
 from avalanche_magd.generator import NULL_LABEL, DiffusionGenerator, classes_of
 from avalanche_magd.randomness import seeded
+from avalanche_magd.samples import check_dataset
 
 
 class MAGDTraining(SupervisedTemplate):
@@ -123,9 +124,14 @@ class MAGDTraining(SupervisedTemplate):
 
         Args:
             experience: the next experience; its own classes are not generated.
+
+        Raises:
+            TypeError: see :func:`~avalanche_magd.samples.check_dataset`.
+            ValueError: likewise.
         """
         self._pool_experience = experience
         dataset = experience.dataset.eval()
+        check_dataset(dataset, self.model.image_shape)
         old_classes = sorted(set(self.model.classes) - set(classes_of(dataset)))
         if not old_classes:
             self.pool = None

@@ -272,13 +272,23 @@ def test_data_that_cannot_be_replayed_is_refused_before_any_training() -> None:
         strategy_on(torch.rand(6, 8, 8), labels)
 
 
-def test_a_dictionary_minibatch_is_refused(digits: Any) -> None:
-    class ToDictionary(SupervisedPlugin):
-        def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-            strategy.mbatch = {"x": strategy.mbatch[0], "y": strategy.mbatch[1]}
+def test_a_dictionary_minibatch_is_refused_before_any_training() -> None:
+    def to_dictionary(samples: list[Any]) -> dict[str, Tensor]:
+        images, labels = zip(*samples, strict=True)
+        return {"x": torch.stack(images), "y": torch.stack(labels)}
 
+    labels = torch.arange(6) % 2
+    dataset = AvalancheDataset(
+        [TensorDataset(torch.rand(6, 1, 8, 8), labels)],
+        data_attributes=[DataAttribute(labels.tolist(), "targets")],
+        collate_fn=to_dictionary,
+    )
+    recorder = Recorder()
     with pytest.raises(TypeError, match=r"lists of tensors .* got a dict"):
-        naive([ToDictionary(), tiny_plugin()]).train(digits.train_stream[0])
+        naive([tiny_plugin(), recorder]).train(
+            benchmark_from_datasets(train=[dataset]).streams["train"][0]
+        )
+    assert recorder.shown == []
 
 
 def test_a_generator_of_another_shape_is_refused(digits: Any) -> None:

@@ -179,6 +179,12 @@ def test_a_gradient_that_is_not_finite_stops_training(digits: Any) -> None:
         training.train(digits.train_stream[0], eval_streams=[])
 
 
+def test_images_of_another_shape_are_refused(digits: Any) -> None:
+    training = tiny_training(model=tiny_generator((1, 16, 16)))
+    with pytest.raises(ValueError, match=r"shape \(1, 16, 16\), the experience has \(1, 8, 8\)"):
+        training.train(digits.train_stream[0], eval_streams=[])
+
+
 def test_a_pool_of_an_interrupted_experience_is_not_used_for_the_next(digits: Any) -> None:
     training = tiny_training(distillation=SMALL)
     training.train(digits.train_stream[0], eval_streams=[])

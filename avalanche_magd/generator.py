@@ -196,6 +196,9 @@ class DiffusionGenerator(DynamicModule, Generator):
     def get_features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b f"]:
         """Features of images: the network's middle block on them, averaged over space.
 
+        They are asked for without a class, which a generator knows well only if it was taught with
+        guidance.
+
         Args:
             x: images in the user's range of pixel values.
 
@@ -293,7 +296,7 @@ class DiffusionGenerator(DynamicModule, Generator):
             beta_schedule=settings["beta_schedule"],
             num_train_timesteps=settings["num_train_timesteps"],
             num_inference_steps=settings["num_inference_steps"],
-        )
+        ).train()
         generator.classes = settings["classes"]
         pixels = settings["pixel_range"]
         if pixels["known"]:

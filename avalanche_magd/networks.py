@@ -1,7 +1,8 @@
 """What the generator needs to know about its network, and the network that it takes by default.
 
-diffusers' ``UNet2DModel`` is the usual one. Any other module with its call,
-``network(x_t, t, class_labels)``, serves as well: it is left as it is.
+diffusers' ``UNet2DModel`` is the usual one. Any other module with its call, ``network(x_t, t,
+class_labels)``, serves as well: if it has a ``class_embedding`` table, that grows with the
+classes; if not, it must itself have room for labels from 0, "no class", to the largest class + 1.
 """
 
 from diffusers import ConfigMixin, UNet2DModel

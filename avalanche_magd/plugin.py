@@ -53,8 +53,8 @@ class MAGDPlugin(SupervisedPlugin):
         snr_band: SGGD's band, see :class:`~avalanche_magd.distillation.MAGD`.
         guidance_scale: CGGD's classifier-free guidance; 1 is none.
         max_pool_bytes: bound on the size of the pool in memory.
-        seed: of everything random here. Default: torch's initial seed. The strategy's own
-            randomness is never touched.
+        seed: of everything random here but a given ``generator_strategy``, which has its own.
+            Default: torch's initial seed. The strategy's own randomness is never touched.
         progress: show progress bars, if standard error is a terminal.
 
     Attributes:

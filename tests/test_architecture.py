@@ -73,7 +73,7 @@ def test_hosts_are_imported_only_where_they_belong(host: str) -> None:
     assert users <= HOSTS[host]
 
 
-def test_no_state_lives_in_modules_or_classes() -> None:
+def test_no_function_writes_a_global() -> None:
     for file in FILES.values():
         for node in ast.walk(ast.parse(file.read_text())):
             assert not isinstance(node, ast.Global), f"{file.name}: global"

@@ -46,11 +46,11 @@ def test_digits_are_remembered_and_generated_under_their_labels() -> None:
     strategy = naive([plugin], evaluator=evaluator, train_epochs=20)
     for experience in benchmark.train_stream:
         strategy.train(experience)
-    assert strategy.eval(benchmark.test_stream)[ACCURACY] >= 0.90
+    assert strategy.eval(benchmark.test_stream)[ACCURACY] >= 0.92
     assert plugin.generator is not None
     labels = torch.arange(10).repeat(50)
     images = plugin.generator.generate(condition=labels)
     judged = judge(benchmark)(images).argmax(1)
-    assert (judged == labels).double().mean() >= 0.96
+    assert (judged == labels).double().mean() >= 0.97
     # 2,000 images of ten steps, in each experience but the first: one forward a lesson.
     assert plugin.cost.lessons == plugin.cost.generation.forwards == 4 * 20_000

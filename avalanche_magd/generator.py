@@ -7,7 +7,8 @@ Three things stand between a user's images and the network, and all three live h
 * **side**: a network that halves its input n times needs sides divisible by 2ⁿ. Others are padded
   with zeros on the way in and cropped on the way out;
 * **classes**: they come as experiences bring them, and the embedding table grows with them. The
-  network is called with ``label + 1``: row 0 is "no class", :data:`NULL_LABEL`.
+  network is called with ``label + 1``: row 0 is "no class", ``NULL_LABEL``. Which label stands for
+  which class of a benchmark, :mod:`avalanche_magd.classes` says.
 
 References:
     Song et al. 2021, *Denoising diffusion implicit models*.
@@ -28,6 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from avalanche_magd.arguments import check_count
+from avalanche_magd.classes import NULL_LABEL, ClassTable, classes_of
 from avalanche_magd.networks import (
     check_network,
     default_network,
@@ -37,9 +39,6 @@ from avalanche_magd.networks import (
 from avalanche_magd.pixels import PixelRange, check_image_shape, extremes
 from avalanche_magd.sampling import balanced_labels, reverse_runs
 from avalanche_magd.schedule import BetaSchedule, NoiseSchedule, PredictionType
-
-NULL_LABEL: Final = -1
-"""The label that means "no class"."""
 
 RANGE_SAMPLES: Final = 1000
 """Images of the first experience that are looked at to infer the pixels' range."""
@@ -64,7 +63,7 @@ class DiffusionGenerator(DynamicModule, Generator):
         num_inference_steps: network calls that :meth:`generate` spends on an image.
 
     Attributes:
-        classes: the class indices seen so far, ascending.
+        class_table: the classes seen so far, and what the benchmark calls them.
         forwards: network forwards so far, counted per image.
 
     Raises:
@@ -89,7 +88,7 @@ class DiffusionGenerator(DynamicModule, Generator):
         check_network(self.network, image_shape[0])
         self.schedule = NoiseSchedule(prediction_type, beta_schedule, num_train_timesteps)
         self.num_inference_steps = num_inference_steps
-        self.classes: list[int] = []
+        self.class_table = ClassTable()
         self.forwards = 0
         self.pixel_range = PixelRange(image_shape[0])
 
@@ -115,6 +114,11 @@ class DiffusionGenerator(DynamicModule, Generator):
         output = self.network(x_t, t, labels + 1)
         prediction: Tensor = getattr(output, "sample", output)
         return prediction[..., :height, :width]
+
+    @property
+    def classes(self) -> list[int]:
+        """The classes seen so far, ascending: what can be generated."""
+        return self.class_table.numbers
 
     @property
     def device(self) -> torch.device:
@@ -229,7 +233,8 @@ class DiffusionGenerator(DynamicModule, Generator):
             stride = -(-len(dataset) // RANGE_SAMPLES) or 1
             sample = (dataset[row][0] for row in range(0, len(dataset), stride))
             self.pixel_range.set(*extremes(sample))
-        self.add_classes(classes_of(dataset))
+        self.class_table.add(classes_of(dataset))
+        self._make_room()
 
     def add_classes(self, classes: Iterable[int]) -> None:
         """Make room for more classes; weights of those already known stay as they are.
@@ -237,11 +242,11 @@ class DiffusionGenerator(DynamicModule, Generator):
         Raises:
             ValueError: a negative class index.
         """
-        known = sorted({*self.classes, *(int(label) for label in classes)})
-        if known and known[0] < 0:
-            raise ValueError(f"Class indices must not be negative, got {known[0]}.")
-        self.classes = known
-        grow_class_embedding(self.network, max(known, default=-1) + 2)
+        self.class_table.add((int(label), 0) for label in classes)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        grow_class_embedding(self.network, max(self.classes, default=-1) + 2)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the network (safetensors) and everything else (JSON) into a folder.
@@ -262,7 +267,10 @@ class DiffusionGenerator(DynamicModule, Generator):
             "beta_schedule": self.schedule.beta_schedule,
             "num_train_timesteps": self.schedule.num_train_timesteps,
             "num_inference_steps": self.num_inference_steps,
-            "classes": self.classes,
+            "classes": [
+                {"number": number, "label": label, "task_label": task}
+                for number, label, task in self.class_table.rows
+            ],
             "pixel_range": {
                 "known": self.pixel_range.known,
                 "low": self.pixel_range.low.flatten().tolist(),
@@ -296,14 +304,12 @@ class DiffusionGenerator(DynamicModule, Generator):
             beta_schedule=settings["beta_schedule"],
             num_train_timesteps=settings["num_train_timesteps"],
             num_inference_steps=settings["num_inference_steps"],
-        ).train()
-        generator.classes = settings["classes"]
+        )
+        generator.train()
+        generator.class_table = ClassTable(
+            (row["number"], row["label"], row["task_label"]) for row in settings["classes"]
+        )
         pixels = settings["pixel_range"]
         if pixels["known"]:
             generator.pixel_range.set(torch.tensor(pixels["low"]), torch.tensor(pixels["high"]))
         return generator
-
-
-def classes_of(dataset: Any) -> list[int]:
-    """The class indices of an Avalanche dataset, ascending."""
-    return sorted({int(label) for label in dataset.targets.uniques})

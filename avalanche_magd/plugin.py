@@ -11,16 +11,19 @@ after_training_exp              the generator learns the experience
 ==============================  =================================================================
 """
 
+import warnings
 from typing import Any
 
 import torch
 from avalanche.core import SupervisedPlugin
+from avalanche.training import Cumulative, JointTraining
 
 from avalanche_magd.arguments import check_count
+from avalanche_magd.classes import classes_of
 from avalanche_magd.cost import Cost
 from avalanche_magd.distillation.magd import MAGD
 from avalanche_magd.distillation.sggd import SnrBand
-from avalanche_magd.generator import DiffusionGenerator, classes_of
+from avalanche_magd.generator import DiffusionGenerator
 from avalanche_magd.randomness import seeded
 from avalanche_magd.replay import (
     append_replay,
@@ -32,6 +35,9 @@ from avalanche_magd.training import MAGDTraining
 
 ITERATIONS_PER_PIXEL = 30
 MIN_ITERATIONS = 400
+
+REAL_PAST = (Cumulative, JointTraining)
+"""Strategies that keep all real data, and so have nothing to replay."""
 
 
 class MAGDPlugin(SupervisedPlugin):
@@ -109,7 +115,6 @@ class MAGDPlugin(SupervisedPlugin):
         self.replay_size = replay_size
         self.seed = seed
         self.progress = progress
-        self._task_of_class: dict[int, int] = {}
         self._current_classes = 0
         self._owed = 0.0
         self._real_rows: int | None = None
@@ -126,11 +131,17 @@ class MAGDPlugin(SupervisedPlugin):
         return Cost() if self.generator_strategy is None else self.generator_strategy.cost
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
-        """Refuse a second MAGD plugin.
+        """Refuse a second MAGD plugin; warn a strategy that has no use for one.
 
         Raises:
             ValueError: the strategy has two.
         """
+        if isinstance(strategy, REAL_PAST):
+            warnings.warn(
+                f"{type(strategy).__name__} trains on all real data: there is nothing to replay, "
+                "and MAGDPlugin does nothing.",
+                stacklevel=2,
+            )
         if sum(isinstance(plugin, MAGDPlugin) for plugin in strategy.plugins) > 1:
             raise ValueError("The strategy has two MAGDPlugins: each would replay; keep one.")
 
@@ -141,6 +152,8 @@ class MAGDPlugin(SupervisedPlugin):
             TypeError: see :func:`~avalanche_magd.samples.check_dataset`.
             ValueError: likewise.
         """
+        if isinstance(strategy, REAL_PAST):
+            return
         dataset = strategy.experience.dataset.eval()
         if self.generator_strategy is None:
             self.generator_strategy = self._default_strategy(
@@ -157,10 +170,11 @@ class MAGDPlugin(SupervisedPlugin):
             TypeError: see :func:`~avalanche_magd.samples.check_minibatch`.
             ValueError: likewise.
         """
-        check_minibatch(strategy.mbatch)
-        assert self.generator_strategy is not None
-        pool = self.generator_strategy.pool
         self._real_rows = None
+        if self.generator_strategy is None or isinstance(strategy, REAL_PAST):
+            return
+        check_minibatch(strategy.mbatch)
+        pool = self.generator_strategy.pool
         if pool is None or self.replay_size == 0:
             return
         real_rows = len(strategy.mbatch[0])
@@ -172,8 +186,8 @@ class MAGDPlugin(SupervisedPlugin):
             self._owed -= size
         if not size:
             return
-        images, labels = pool.draw_images(size, self._replay_rng())
-        tasks = torch.tensor([self._task_of_class.get(label, 0) for label in labels.tolist()])
+        images, numbers = pool.draw_images(size, self._replay_rng())
+        labels, tasks = self.generator_strategy.model.class_table.labels_of(numbers)
         append_replay(strategy.mbatch, images, labels, tasks)
         self._real_rows = real_rows
 
@@ -184,12 +198,8 @@ class MAGDPlugin(SupervisedPlugin):
 
     def after_training_exp(self, strategy: Any, num_workers: int = 0, **kwargs: Any) -> None:
         """The generator learns the experience."""
-        assert self.generator_strategy is not None
-        dataset = strategy.experience.dataset
-        task_labels = getattr(dataset, "targets_task_labels", None)
-        if task_labels is not None:
-            tasks = zip(dataset.targets, task_labels, strict=True)
-            self._task_of_class.update((int(label), int(task)) for label, task in tasks)
+        if self.generator_strategy is None or isinstance(strategy, REAL_PAST):
+            return
         self.generator_strategy.train(
             strategy.experience, eval_streams=[], num_workers=num_workers
         )

@@ -14,7 +14,7 @@ References:
     Song et al. 2021, *Denoising diffusion implicit models*, eq. 12 with η = 0.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -49,13 +49,24 @@ class Trajectory(NamedTuple):
 
 
 def balanced_labels(
-    count: int, classes: list[int], rng: torch.Generator
+    count: int, classes: list[int], rng: torch.Generator, present: Mapping[int, int] | None = None
 ) -> Int[Tensor, " {count}"]:
-    """``count`` labels in random order; no class has more than one label more than another."""
-    device = rng.device
-    order = torch.randperm(len(classes), generator=rng, device=device)
-    labels = torch.tensor(classes, device=device)[order].repeat(count // len(classes) + 1)[:count]
-    return labels[torch.randperm(count, generator=rng, device=device)]
+    """``count`` labels in random order, always of the class that has fewest.
+
+    Args:
+        count: how many.
+        classes: to choose from.
+        rng: source of the order, and of the choice among classes that have equally few.
+        present: how many a class has already; 0 by default.
+    """
+    order = torch.randperm(len(classes), generator=rng, device=rng.device).tolist()
+    have = {classes[index]: (present or {}).get(classes[index], 0) for index in order}
+    labels = []
+    for _ in range(count):
+        labels.append(min(have, key=have.__getitem__))
+        have[labels[-1]] += 1
+    shuffled = torch.randperm(count, generator=rng, device=rng.device)
+    return torch.tensor(labels, device=rng.device)[shuffled]
 
 
 def jittered_grid(

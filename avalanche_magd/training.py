@@ -8,7 +8,13 @@ after the experience                      the averaged weights replace the stude
                                           the next teacher; the pool is dropped
 ========================================  ====================================================
 
-An experience is a number of steps, not of epochs, whatever its size: ``train_iterations``.
+An experience is a number of steps, not of epochs, whatever its size: ``train_iterations``. A part
+of an online stream gets a share of these, ``online_share``, and of the pool: student, average and
+pool then stay from part to part, the oldest images make room, and each part costs the same.
+
+Every class seen before is generated, those too that come again: what they looked like then is not
+in the data of now. On an online stream those of the present part are left out, since the parts
+that taught them are no older than the average.
 Training images come without augmentation (the dataset's evaluation transforms). All randomness is
 drawn from the strategy's own seed, and torch's global state is left as it was.
 """
@@ -17,6 +23,7 @@ import warnings
 from typing import Any
 
 import torch
+from avalanche.benchmarks.scenarios.online import OnlineCLExperience
 from avalanche.benchmarks.utils.data_loader import collate_from_data_or_kwargs
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.templates import SupervisedTemplate
@@ -26,6 +33,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from tqdm import tqdm
 
 from avalanche_magd.arguments import check_count, check_number
+from avalanche_magd.classes import NULL_LABEL, classes_of
 from avalanche_magd.cost import Cost
 from avalanche_magd.distillation.batch import LessonBatch, noised_lessons
 from avalanche_magd.distillation.cggd import without_class
@@ -33,7 +41,7 @@ from avalanche_magd.distillation.loss import current_share, squared_errors, tota
 from avalanche_magd.distillation.magd import MAGD
 from avalanche_magd.distillation.pool import Pool
 from avalanche_magd.distillation.teacher import EmaTeacher
-from avalanche_magd.generator import NULL_LABEL, DiffusionGenerator, classes_of
+from avalanche_magd.generator import DiffusionGenerator
 from avalanche_magd.randomness import seeded
 from avalanche_magd.samples import check_dataset
 
@@ -50,6 +58,8 @@ class MAGDTraining(SupervisedTemplate):
         ema_decay: weight of the past in the averaged weights, in [0, 1); 0 switches averaging off.
         max_grad_norm: gradients are clipped to this norm.
         replay_weight: λ, weight of the lessons' loss; 0 is fine-tuning, 1 the joint objective.
+        online_share: share of an experience's steps and pool that a part of an online stream
+            gets, in (0, 1].
         seed: of everything random here. Default: torch's initial seed.
         progress: show progress bars, if standard error is a terminal.
         **base_kwargs: further arguments of Avalanche's ``SupervisedTemplate``: ``device``,
@@ -57,7 +67,7 @@ class MAGDTraining(SupervisedTemplate):
             …
 
     Attributes:
-        pool: what the teacher generated for the experience in training; ``None`` between
+        pool: what the teacher generated; ``None`` while there is no past, and between whole
             experiences.
         cost: what was spent.
 
@@ -78,6 +88,7 @@ class MAGDTraining(SupervisedTemplate):
         ema_decay: float = 0.995,
         max_grad_norm: float = 1.0,
         replay_weight: float = 1.0,
+        online_share: float = 1 / 40,
         seed: int | None = None,
         progress: bool = True,
         **base_kwargs: Any,
@@ -90,6 +101,8 @@ class MAGDTraining(SupervisedTemplate):
             raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}.")
         check_number("max_grad_norm", max_grad_norm, at_least=1e-6)
         check_number("replay_weight", replay_weight, at_least=0, at_most=1e6)
+        if not 0 < online_share <= 1:
+            raise ValueError(f"online_share must be in (0, 1], got {online_share}.")
         distillation = MAGD() if distillation is None else distillation
         distillation.lessons_per_image(model)
         if "train_epochs" in base_kwargs:
@@ -107,6 +120,7 @@ class MAGDTraining(SupervisedTemplate):
         self.ema_decay = ema_decay
         self.max_grad_norm = max_grad_norm
         self.replay_weight = replay_weight
+        self.online_share = online_share
         self.progress = progress
         self.rng = torch.Generator(self.device)
         self.rng.manual_seed(torch.initial_seed() if seed is None else seed)
@@ -123,37 +137,63 @@ class MAGDTraining(SupervisedTemplate):
         :meth:`train` does it by itself. Whoever needs the images before calls it before.
 
         Args:
-            experience: the next experience; its own classes are not generated.
+            experience: the next experience.
 
         Raises:
             TypeError: see :func:`~avalanche_magd.samples.check_dataset`.
             ValueError: likewise.
         """
-        self._pool_experience = experience
         dataset = experience.dataset.eval()
         check_dataset(dataset, self.model.image_shape)
-        old_classes = sorted(set(self.model.classes) - set(classes_of(dataset)))
-        if not old_classes:
+        share = self._share(experience)
+        classes = self.model.classes
+        if share == 1:
             self.pool = None
-            return
+        else:
+            current = self.model.class_table.known(classes_of(dataset))
+            classes = sorted(set(classes) - current)
+        if classes:
 
-        def current_images(count: int) -> Float[Tensor, "n c h w"]:
-            rows = torch.randint(len(dataset), (count,), generator=self.rng, device=self.device)
-            images = torch.stack([dataset[row][0] for row in rows.tolist()])
-            return self.model.pixel_range.to_model(images.float().to(self.device))  # type: ignore[no-any-return]
+            def current_images(count: int) -> Float[Tensor, "n c h w"]:
+                rows = torch.randint(
+                    len(dataset), (count,), generator=self.rng, device=self.device
+                )
+                images = torch.stack([dataset[row][0] for row in rows.tolist()])
+                return self.model.pixel_range.to_model(images.float().to(self.device))  # type: ignore[no-any-return]
 
-        self.model.to(self.device)
-        with self.cost.generation.measure(self.model):
-            self.pool = self.distillation.fill(
-                self.model, old_classes, current_images, self.rng, progress=self.progress
-            )
-        self.cost.lessons += len(self.pool.weights)
-        self.cost.pool_bytes = max(self.cost.pool_bytes, self.pool.nbytes)
+            self.model.to(self.device)
+            self.pool = self.pool or self.distillation.empty_pool(self.model)
+            count = max(1, round(share * self.distillation.pool_size))
+            with self.cost.generation.measure(self.model):
+                self.distillation.fill(
+                    self.pool,
+                    count,
+                    self.model,
+                    classes,
+                    current_images,
+                    self.rng,
+                    progress=self.progress,
+                )
+            self.cost.lessons += count * self.distillation.lessons_per_image(self.model)
+            self.cost.pool_bytes = max(self.cost.pool_bytes, self.pool.nbytes)
+        self._pool_experience = experience
+
+    def _share(self, experience: Any) -> float:
+        """Of the steps and of the pool: all for a whole experience, less for a part of one."""
+        return self.online_share if isinstance(experience, OnlineCLExperience) else 1.0
 
     def train(self, experiences: Any, eval_streams: Any = None, **kwargs: Any) -> Any:
-        """Avalanche's training loop, with torch's global random state untouched."""
-        with seeded(self._draw_seed(), self.device):
-            return super().train(experiences, eval_streams, **kwargs)
+        """Avalanche's training loop, with torch's global random state untouched.
+
+        However it ends, by an error or an interruption too, the averaged weights are left in the
+        generator.
+        """
+        try:
+            with seeded(self._draw_seed(), self.device):
+                return super().train(experiences, eval_streams, **kwargs)
+        except BaseException:
+            self._settle()
+            raise
 
     def _draw_seed(self) -> int:
         return int(torch.randint(2**62, (), generator=self.rng, device=self.device))
@@ -173,7 +213,7 @@ class MAGDTraining(SupervisedTemplate):
     ) -> None:
         """As many mini-batches as there are iterations, from as many passes as that takes."""
         rng = torch.Generator().manual_seed(self._draw_seed())
-        rows = self.train_iterations * self.train_mb_size
+        rows = self._iterations * self.train_mb_size
         arguments: dict[str, Any] = {}
         collate_from_data_or_kwargs(self.adapted_dataset, arguments)
         self.dataloader = DataLoader(
@@ -186,11 +226,17 @@ class MAGDTraining(SupervisedTemplate):
             **arguments,
         )
 
+    @property
+    def _iterations(self) -> int:
+        return max(1, round(self._share(self.experience) * self.train_iterations))
+
     def _before_training_exp(self, **kwargs: Any) -> None:
         super()._before_training_exp(**kwargs)
-        self.teacher = EmaTeacher(self.model.parameters(), self.ema_decay)
-        current = classes_of(self.experience.dataset)
-        self._w_new = current_share(len(current), len(self.model.classes))
+        if self.teacher is None:
+            self.teacher = EmaTeacher(self.model.parameters(), self.ema_decay)
+        self.teacher.learn(self.model.parameters())
+        replayed = 0 if self.pool is None else len(self.pool.classes)
+        self._w_new = current_share(len(classes_of(self.experience.dataset)), replayed)
 
     def training_epoch(self, **kwargs: Any) -> None:
         """The template's loop over the mini-batches, measured and with a progress bar."""
@@ -220,14 +266,13 @@ class MAGDTraining(SupervisedTemplate):
         return self.model(lessons.x_t, lessons.t, lessons.labels)  # type: ignore[no-any-return]
 
     def _labels(self) -> Tensor:
-        """The mini-batch's classes; "no class" for a tenth if guided, and for unseen classes."""
-        labels: Tensor = self.mb_y.long()
+        """The rows' classes; "no class" for a tenth if guided, and for classes not learnt."""
+        tasks = self.mb_task_id if len(self.mbatch) > 2 else None
+        labels: Tensor = self.model.class_table.numbers_of(self.mb_y, tasks)
         if self.is_training:
             null = without_class(len(labels), self.distillation.guidance_scale, self.rng)
-        else:
-            seen = torch.tensor(self.model.classes, device=labels.device)
-            null = ~torch.isin(labels, seen)
-        return labels.masked_fill(null, NULL_LABEL)
+            labels = labels.masked_fill(null, NULL_LABEL)
+        return labels
 
     def criterion(self) -> Float[Tensor, ""]:
         """The loss of :mod:`avalanche_magd.distillation.loss`; in evaluation of real images."""
@@ -254,10 +299,18 @@ class MAGDTraining(SupervisedTemplate):
         self.teacher.update()
 
     def _after_training_exp(self, **kwargs: Any) -> None:
-        assert self.teacher is not None
-        self.teacher.replace_student()
-        self.teacher, self.pool, self._lessons, self._pool_experience = None, None, None, None
+        self._settle()
+        self._lessons, self._pool_experience = None, None
+        if self._share(self.experience) == 1:
+            self.pool = None
         super()._after_training_exp(**kwargs)
+
+    def _settle(self) -> None:
+        """The average stands in the generator; a whole experience's student is dropped."""
+        if self.teacher is not None:
+            self.teacher.teach()
+            if not isinstance(self.experience, OnlineCLExperience):
+                self.teacher = None
 
 
 def _no_evaluator() -> EvaluationPlugin:

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "avalanche_magd"
 LAYERS = [
-    {"arguments", "randomness", "samples"},
+    {"arguments", "classes", "randomness", "samples"},
     {"schedule", "networks", "pixels", "benchmarks"},
     {"sampling"},
     {"generator"},

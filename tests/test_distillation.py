@@ -10,15 +10,17 @@ from hypothesis import strategies as st
 from tiny import tiny_generator
 from torch import Tensor
 
+from avalanche_magd import DiffusionGenerator
+from avalanche_magd.classes import NULL_LABEL
 from avalanche_magd.distillation import MAGD, LessonBatch
 from avalanche_magd.distillation.batch import noised_lessons
 from avalanche_magd.distillation.cggd import ClassifierFreeGuidance
 from avalanche_magd.distillation.loss import current_share, squared_errors, total_loss
+from avalanche_magd.distillation.magd import CurrentImages
 from avalanche_magd.distillation.nigd import trajectory_lessons
-from avalanche_magd.distillation.pool import stratified_draw
+from avalanche_magd.distillation.pool import Pool, stratified_draw
 from avalanche_magd.distillation.sggd import outside_band
 from avalanche_magd.distillation.teacher import EmaTeacher
-from avalanche_magd.generator import NULL_LABEL
 from avalanche_magd.sampling import reverse_runs
 from avalanche_magd.schedule import NoiseSchedule
 
@@ -32,29 +34,41 @@ def no_images(count: int) -> Tensor:
     raise AssertionError("current images were asked for")
 
 
+def filled(
+    distillation: MAGD,
+    teacher: DiffusionGenerator,
+    rng: torch.Generator,
+    current_images: CurrentImages = no_images,
+) -> Pool:
+    pool = distillation.empty_pool(teacher)
+    size = distillation.pool_size
+    distillation.fill(pool, size, teacher, teacher.classes, current_images, rng)
+    return pool
+
+
 def test_every_state_is_a_lesson_with_its_own_timestep_label_and_answer(
     rng: torch.Generator,
 ) -> None:
     teacher = tiny_generator(classes=(3, 7)).eval()
     labels = torch.tensor([3, 7, 7])
     (run,) = reverse_runs(teacher, teacher.schedule, (1, 8, 8), labels, 5, rng)
-    lessons, weights = trajectory_lessons(run)
+    lessons, weights = trajectory_lessons(run, 5, rng)
     assert len(weights) == 15
     for step in range(5):
         for row in range(3):
-            index = step * 3 + row
+            index = row * 5 + step
             assert torch.equal(lessons.x_t[index], run.states[step, row])
             assert torch.equal(lessons.target[index], run.outputs[step, row])
             assert lessons.t[index] == run.timesteps[step, row]
             assert lessons.labels[index] == labels[row]
-    torch.testing.assert_close(weights.view(5, 3).sum(0), torch.full((3,), 999.0))
+    torch.testing.assert_close(weights.view(3, 5).sum(1), torch.full((3,), 999.0))
 
 
 def test_weights_spread_lessons_evenly_over_time(rng: torch.Generator) -> None:
     teacher = tiny_generator(classes=(0,)).eval()
     labels = torch.zeros(256, dtype=torch.long)
     (run,) = reverse_runs(teacher, teacher.schedule, (1, 8, 8), labels, 10, rng)
-    lessons, weights = trajectory_lessons(run)
+    lessons, weights = trajectory_lessons(run, 10, rng)
     drawn = lessons.t[stratified_draw(weights.double().cumsum(0), 20_000, rng)]
     shares = torch.histc(drawn.float(), bins=5, min=0, max=1000) / len(drawn)
     assert shares.min() > 0.15
@@ -64,7 +78,7 @@ def test_weights_spread_lessons_evenly_over_time(rng: torch.Generator) -> None:
 def test_a_pool_costs_one_forward_per_lesson_and_is_balanced(rng: torch.Generator) -> None:
     teacher = tiny_generator(classes=(2, 5, 9))
     teacher.pixel_range.set(torch.zeros(1), torch.ones(1))
-    pool = MAGD(pool_size=31, num_inference_steps=4).fill(teacher, [2, 5, 9], no_images, rng)
+    pool = filled(MAGD(pool_size=31, num_inference_steps=4), teacher, rng)
     assert teacher.forwards == 31 * 4 == len(pool.weights)
     assert pool.images.shape == (31, 1, 8, 8)
     assert 0 <= pool.images.min() < pool.images.max() <= 1
@@ -79,7 +93,7 @@ def test_the_teacher_is_asked_for_lessons_in_evaluation_mode_and_left_as_it_was(
     teacher = tiny_generator(classes=(0,))
     modes: list[bool] = []
     teacher.network.register_forward_pre_hook(lambda module, _: modes.append(module.training))
-    MAGD(pool_size=2, num_inference_steps=2).fill(teacher, [0], no_images, rng)
+    filled(MAGD(pool_size=2, num_inference_steps=2), teacher, rng)
     assert modes == [False, False]
     assert teacher.training
 
@@ -87,7 +101,7 @@ def test_the_teacher_is_asked_for_lessons_in_evaluation_mode_and_left_as_it_was(
 def test_a_pool_stays_within_its_bytes_and_keeps_every_image(rng: torch.Generator) -> None:
     teacher = tiny_generator(classes=(0, 1))
     distillation = MAGD(pool_size=40, num_inference_steps=6, max_pool_bytes=40 * 1200)
-    pool = distillation.fill(teacher, [0, 1], no_images, rng)
+    pool = filled(distillation, teacher, rng)
     assert pool.nbytes <= 40 * 1200
     assert len(pool.labels) == 40
     assert len(pool.weights) == 40 * distillation.lessons_per_image(teacher) == 40 * 3
@@ -108,9 +122,8 @@ def test_current_images_serve_outside_the_band_and_states_inside(
         asked.append(count)
         return gray_images(count)
 
-    pool = MAGD(pool_size=60, num_inference_steps=5, snr_band=snr_band).fill(
-        teacher, [1, 4], current, rng
-    )
+    distillation = MAGD(pool_size=60, num_inference_steps=5, snr_band=snr_band)
+    pool = filled(distillation, teacher, rng, current)
     lessons = pool.lessons.cast(torch.float32)
     outside = outside_band(teacher.schedule.snr(lessons.t), snr_band)
     assert 0 < outside.sum() == sum(asked) < len(outside)
@@ -127,32 +140,29 @@ def test_current_images_serve_outside_the_band_and_states_inside(
 
 def test_a_pool_without_an_image_for_each_class_is_refused(rng: torch.Generator) -> None:
     with pytest.raises(ValueError, match="leaves some of the 3 old classes without an image"):
-        MAGD(pool_size=2).fill(tiny_generator(classes=(0, 1, 2)), [0, 1, 2], no_images, rng)
+        filled(MAGD(pool_size=2), tiny_generator(classes=(0, 1, 2)), rng)
 
 
 def test_without_a_band_no_current_image_is_looked_at(rng: torch.Generator) -> None:
-    MAGD(pool_size=4, num_inference_steps=2).fill(
-        tiny_generator(classes=(0,)), [0], no_images, rng
-    )
+    filled(MAGD(pool_size=4, num_inference_steps=2), tiny_generator(classes=(0,)), rng)
 
 
 def test_trajectory_share_zero_noises_finished_images_again(rng: torch.Generator) -> None:
     teacher = tiny_generator(classes=(0,))
     distillation = MAGD(pool_size=30, num_inference_steps=3, trajectory_share=0.0)
-    pool = distillation.fill(teacher, [0], no_images, rng)
+    pool = filled(distillation, teacher, rng)
     assert teacher.forwards == 30 * 3 + 30 * 3
     # Same runs, same timesteps, but no state is one that a run has passed.
     rng.manual_seed(0)
-    states = MAGD(pool_size=30, num_inference_steps=3).fill(teacher, [0], no_images, rng).lessons
+    states = filled(MAGD(pool_size=30, num_inference_steps=3), teacher, rng).lessons
     assert torch.equal(pool.lessons.t, states.t)
-    assert not torch.equal(pool.lessons.x_t, states.x_t)
+    assert not (pool.lessons.x_t == states.x_t).flatten(1).all(1).any()
 
 
 def test_guided_pools_teach_a_tenth_of_their_lessons_without_a_class(rng: torch.Generator) -> None:
     teacher = tiny_generator(classes=(0, 1))
-    pool = MAGD(pool_size=200, num_inference_steps=4, guidance_scale=2.0).fill(
-        teacher, [0, 1], no_images, rng
-    )
+    distillation = MAGD(pool_size=200, num_inference_steps=4, guidance_scale=2.0)
+    pool = filled(distillation, teacher, rng)
     null = pool.lessons.labels == NULL_LABEL
     assert null.double().mean().item() == pytest.approx(0.1, abs=0.03)
     assert teacher.forwards == 2 * 200 * 4 + null.sum()
@@ -188,7 +198,7 @@ def test_draws_follow_the_weights_and_spread_over_them(rng: torch.Generator) -> 
 
 def test_images_are_drawn_evenly_over_the_classes(rng: torch.Generator) -> None:
     teacher = tiny_generator(classes=(2, 5, 9))
-    pool = MAGD(pool_size=30, num_inference_steps=2).fill(teacher, [2, 5, 9], no_images, rng)
+    pool = filled(MAGD(pool_size=30, num_inference_steps=2), teacher, rng)
     for _ in range(5):
         images, labels = pool.draw_images(12, rng)
         assert images.shape == (12, 1, 8, 8)
@@ -211,7 +221,7 @@ def test_a_copy_of_the_teacher_has_nothing_to_learn(rng: torch.Generator) -> Non
     teacher = tiny_generator(classes=(0, 1)).eval()
     labels = torch.tensor([0, 1, 0])
     (run,) = reverse_runs(teacher, teacher.schedule, (1, 8, 8), labels, 4, rng)
-    lessons, _ = trajectory_lessons(run)
+    lessons, _ = trajectory_lessons(run, 4, rng)
     student = tiny_generator(classes=(0, 1)).eval()
     student.load_state_dict(teacher.state_dict())
     with torch.no_grad():
@@ -228,7 +238,7 @@ def test_a_copy_of_the_teacher_has_nothing_to_learn(rng: torch.Generator) -> Non
 def test_current_and_replay_weigh_what_they_should(
     current: int, old: int, replay_weight: float, errors: tuple[float, float]
 ) -> None:
-    w_new = current_share(current, current + old)
+    w_new = current_share(current, old)
     assert w_new == pytest.approx(current / (current + old))
     now, past = (torch.full((4,), error, dtype=torch.float64) for error in errors)
     loss = total_loss(now, past, w_new, replay_weight).item()
@@ -249,8 +259,52 @@ def test_the_average_forgets_its_start_and_has_its_half_life() -> None:
     for _ in range(round(10 * half_life)):
         teacher.update()
     assert 1 - teacher.average[0].item() == pytest.approx(0.5**10, rel=0.1)
-    teacher.replace_student()
-    assert parameter.item() == teacher.average[0].item()
+
+
+def test_average_and_student_change_places_without_a_copy() -> None:
+    network = torch.nn.Embedding(2, 3)
+    teacher = EmaTeacher(network.parameters(), decay=0.9)
+    network.weight.data.fill_(1.0)
+    student, average = network.weight.data, teacher.average[0]
+    teacher.teach()
+    teacher.teach()
+    assert network.weight.data is average or network.weight.data_ptr() == average.data_ptr()
+    # A class arrives while the average stands in the network.
+    network.weight = torch.nn.Parameter(torch.cat([network.weight.data, torch.full((1, 3), 7.0)]))
+    teacher.learn(network.parameters())
+    assert network.weight.tolist() == [[1.0] * 3, [1.0] * 3, [7.0] * 3]
+    assert torch.equal(network.weight[:2], student)
+    assert torch.equal(teacher.average[0][:2], average)
+    teacher.update()
+    assert teacher.average[0][2].tolist() == [7.0] * 3
+
+
+def test_a_small_pass_renews_the_oldest_and_restores_the_balance(rng: torch.Generator) -> None:
+    teacher = tiny_generator(classes=(0, 1))
+    distillation = MAGD(pool_size=12, num_inference_steps=2)
+    pool = distillation.empty_pool(teacher)
+
+    def fill(count: int, classes: list[int]) -> None:
+        distillation.fill(pool, count, teacher, classes, no_images, rng)
+
+    fill(4, [0, 1])
+    assert pool.counts == {0: 2, 1: 2}
+    assert len(pool.draw_lessons(20, rng).t) == 20
+    first = pool.images[:4].clone()
+    fill(8, [0, 1])
+    assert pool.counts == {0: 6, 1: 6}
+    assert torch.equal(pool.images[:4], first)
+    teacher.add_classes([2])
+    fill(3, [0, 1, 2])
+    assert sorted(pool.counts.values()) == [3, 4, 5]
+    assert pool.counts[2] == 3
+    gone = [bool((pool.images[slot] != first[slot]).any()) for slot in range(4)]
+    assert sum(gone) == 3
+    fill(2, [0, 1, 2])
+    assert pool.counts == {0: 4, 1: 4, 2: 4}
+    lessons, weights = pool.lessons, pool.weights.view(12, 2)
+    assert torch.equal(lessons.labels.view(12, 2), pool.labels[:, None].expand(12, 2))
+    torch.testing.assert_close(weights.sum(1), torch.full((12,), 999.0))
 
 
 @pytest.mark.parametrize(

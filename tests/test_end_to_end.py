@@ -43,7 +43,7 @@ def test_digits_are_remembered_and_generated_under_their_labels() -> None:
     benchmark = split_digits(5, seed=0)
     plugin = MAGDPlugin(seed=0, progress=False)
     evaluator = EvaluationPlugin(accuracy_metrics(stream=True), loggers=[])
-    strategy = naive([plugin], evaluator=evaluator, train_epochs=20)
+    strategy = naive([plugin], hidden_size=512, evaluator=evaluator, train_epochs=20)
     for experience in benchmark.train_stream:
         strategy.train(experience)
     assert strategy.eval(benchmark.test_stream)[ACCURACY] >= 0.92

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from avalanche.benchmarks import benchmark_from_datasets, class_incremental_benchmark
+from avalanche.benchmarks import benchmark_from_datasets
 from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
 from avalanche.core import SupervisedPlugin
 from avalanche.evaluation import PluginMetric
 from avalanche.training import VAETraining
 from avalanche.training.plugins import EvaluationPlugin
+from compatibility import two_columns
 from tiny import naive, tiny_generator, tiny_plugin, tiny_training
 from torch import Tensor
 from torch.utils.data import TensorDataset
@@ -34,22 +35,6 @@ class Recorder(SupervisedPlugin):
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         self.left.append([*(column.clone() for column in strategy.mbatch), strategy.mb_output])
-
-
-def two_columns(benchmark: Any) -> Any:
-    """The same images on Avalanche's newer interface, whose mini-batches carry no task labels."""
-    streams = {}
-    for name in ("train", "test"):
-        images, labels = [], []
-        for experience in benchmark.streams[name]:
-            for image, label, _ in experience.dataset:
-                images.append(image)
-                labels.append(label)
-        streams[name] = AvalancheDataset(
-            [TensorDataset(torch.stack(images), torch.tensor(labels))],
-            data_attributes=[DataAttribute(labels, "targets")],
-        )
-    return class_incremental_benchmark(streams, num_experiences=5, class_order=list(range(10)))
 
 
 @pytest.mark.parametrize("columns", [2, 3])

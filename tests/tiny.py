@@ -40,8 +40,10 @@ def tiny_training(**kwargs: Any) -> MAGDTraining:
     return MAGDTraining(model=generator, optimizer=optimizer, **{**arguments, **kwargs})
 
 
-def naive(plugins: list[SupervisedPlugin], input_size: int = 64, **kwargs: Any) -> Naive:
-    model = SimpleMLP(num_classes=10, input_size=input_size, hidden_size=64)
+def naive(
+    plugins: list[SupervisedPlugin], input_size: int = 64, hidden_size: int = 64, **kwargs: Any
+) -> Naive:
+    model = SimpleMLP(num_classes=10, input_size=input_size, hidden_size=hidden_size)
     kwargs.setdefault("evaluator", None)
     return Naive(
         model=model,

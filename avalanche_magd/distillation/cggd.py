@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from avalanche_magd.generator import NULL_LABEL
+from avalanche_magd.classes import NULL_LABEL
 from avalanche_magd.sampling import Denoiser
 
 LABEL_DROPOUT = 0.1

@@ -1,17 +1,20 @@
 """The loss of a step: real images of now, lessons of the past.
 
 ``L = w_new L_current + (1 − w_new) λ L_replay``, each part a mean over its rows of the squared
-error of the raw prediction. ``w_new`` = current classes / seen classes makes each class count the
-same, as in training on all of them at once.
+error of the raw prediction. ``w_new`` = current / (current + replayed) classes makes each class
+count the same, as in training on all of them at once.
 """
 
 from jaxtyping import Float
 from torch import Tensor
 
 
-def current_share(current_classes: int, seen_classes: int) -> float:
-    """``w_new``: the share of the seen classes (current ones included) that are current."""
-    return current_classes / seen_classes
+def current_share(current_classes: int, replayed_classes: int) -> float:
+    """``w_new``: the share of current classes among current and replayed ones.
+
+    A class that is both, since it has come again, counts twice.
+    """
+    return current_classes / (current_classes + replayed_classes)
 
 
 def squared_errors(

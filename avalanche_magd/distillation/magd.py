@@ -22,12 +22,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from avalanche_magd.arguments import check_count, check_number
+from avalanche_magd.classes import NULL_LABEL
 from avalanche_magd.distillation.batch import LessonBatch, ask_again, noise_again
 from avalanche_magd.distillation.cggd import ClassifierFreeGuidance, without_class
 from avalanche_magd.distillation.nigd import off_trajectory, trajectory_lessons
 from avalanche_magd.distillation.pool import Pool, image_bytes, lesson_bytes
 from avalanche_magd.distillation.sggd import SnrBand, check_snr_band, outside_band
-from avalanche_magd.generator import NULL_LABEL, DiffusionGenerator
+from avalanche_magd.generator import DiffusionGenerator
 from avalanche_magd.sampling import Trajectory, balanced_labels, reverse_runs
 
 CurrentImages = Callable[[int], Float[Tensor, "n c h w"]]
@@ -46,7 +47,7 @@ class MAGD:
         trajectory_share: NIGD's share of lessons; the others start from finished images, noised
             again.
         max_pool_bytes: bound on the pool's size in memory. If not all lessons fit, a random subset
-            is kept; images are always kept. While it is filled, three times as much is needed.
+            of each image's is kept.
 
     Raises:
         TypeError: a count that is not an integer.
@@ -91,44 +92,49 @@ class MAGD:
             )
         return min(self.num_inference_steps, left // lesson_bytes(pixels))
 
+    def empty_pool(self, generator: DiffusionGenerator) -> Pool:
+        """Room for ``pool_size`` images of this generator and their lessons."""
+        kept = self.lessons_per_image(generator)
+        return Pool(self.pool_size, kept, generator.image_shape, generator.device)
+
     def fill(
         self,
+        pool: Pool,
+        count: int,
         teacher: DiffusionGenerator,
         classes: list[int],
         current_images: CurrentImages,
         rng: torch.Generator,
         *,
         progress: bool = False,
-    ) -> Pool:
+    ) -> None:
         """One generation pass.
 
         Args:
+            pool: where images and lessons go.
+            count: images to generate; at most the pool's size.
             teacher: the generator as it was taught so far.
-            classes: the old classes to generate, each equally often.
+            classes: to generate, those first that the pool has fewest of.
             current_images: where SGGD takes its images from.
             rng: source of randomness, on the teacher's device.
             progress: show a bar, if standard error is a terminal.
 
-        Returns:
-            ``pool_size`` images and up to K times as many lessons.
-
         Raises:
-            ValueError: fewer images than classes.
+            ValueError: the pool is smaller than the number of classes.
         """
         if self.pool_size < len(classes):
             raise ValueError(
                 f"pool_size={self.pool_size} leaves some of the {len(classes)} old classes "
                 "without an image: make it several times larger."
             )
-        kept = self.lessons_per_image(teacher)
-        labels = balanced_labels(self.pool_size, classes, rng)
+        labels = balanced_labels(count, classes, rng, pool.counts)
+        slots = pool.slots_for(labels)
         guidance = (
             None
             if self.guidance_scale == 1
             else ClassifierFreeGuidance(teacher, self.guidance_scale)
         )
-        images, lessons, weights = [], [], []
-        with teacher.frozen(), _progress_bar(self.pool_size, progress) as bar:
+        with teacher.frozen(), _progress_bar(count, progress) as bar:
             for run in reverse_runs(
                 teacher,
                 teacher.schedule,
@@ -138,36 +144,24 @@ class MAGD:
                 rng,
                 guidance=guidance,
             ):
-                batch, weight = self._lessons(run, kept, teacher, current_images, rng)
-                images.append(teacher.pixel_range.to_data(run.images))
-                lessons.append(batch.cast(torch.float16))
-                weights.append(weight)
-                bar.update(len(run.labels))
-        by_label = labels.argsort(stable=True)
-        every = LessonBatch.cat(lessons)
-        by_t = every.t.argsort(stable=True)
-        return Pool(
-            images=torch.cat(images)[by_label],
-            labels=labels[by_label],
-            lessons=every.rows(by_t),
-            weights=torch.cat(weights)[by_t],
-        )
+                lessons, weights = self._lessons(run, teacher, current_images, rng)
+                images = teacher.pixel_range.to_data(run.images)
+                chosen, slots = slots.tensor_split([len(images)])
+                pool.write(chosen, images, run.labels, lessons, weights)
+                bar.update(len(images))
+        pool.sort()
 
     def _lessons(
         self,
         run: Trajectory,
-        kept: int,
         teacher: DiffusionGenerator,
         current_images: CurrentImages,
         rng: torch.Generator,
     ) -> tuple[LessonBatch, Float[Tensor, " n"]]:
         """The lessons of a run, with the inputs and labels that the three techniques choose."""
-        lessons, weights = trajectory_lessons(run)
-        finished = run.images.repeat(len(run.timesteps), 1, 1, 1)
-        if kept < len(run.timesteps):
-            order = torch.randperm(len(weights), generator=rng, device=rng.device)
-            order = order[: kept * len(run.labels)]
-            lessons, weights, finished = lessons.rows(order), weights[order], finished[order]
+        kept = self.lessons_per_image(teacher)
+        lessons, weights = trajectory_lessons(run, kept, rng)
+        finished = run.images.repeat_interleave(kept, 0)
         count, schedule = len(weights), teacher.schedule
         current = outside_band(schedule.snr(lessons.t), self.snr_band)
         again = off_trajectory(count, self.trajectory_share, rng) & ~current

@@ -25,24 +25,37 @@ from avalanche_magd.distillation.batch import LessonBatch
 from avalanche_magd.sampling import Trajectory
 
 
-def trajectory_lessons(trajectory: Trajectory) -> tuple[LessonBatch, Float[Tensor, " n"]]:
-    """All states of a run as lessons, with their free targets, and the weight of each.
+def trajectory_lessons(
+    trajectory: Trajectory, kept: int, rng: torch.Generator
+) -> tuple[LessonBatch, Float[Tensor, " n"]]:
+    """The states of a run as lessons, with their free targets, and the weight of each.
+
+    Args:
+        trajectory: of k states and b images.
+        kept: lessons per image, at most k; fewer are a random choice.
+        rng: source of that choice.
 
     Returns:
-        k·b lessons, noisiest first, and weights that sum to T − 1 over each run.
+        b·kept lessons, those of an image next to one another, and weights that sum to T − 1 over
+        the k states of each.
     """
     states, timesteps, outputs, labels, _ = trajectory
-    lessons = LessonBatch(
-        states.flatten(0, 1),
-        timesteps.flatten(),
-        labels.repeat(len(timesteps)),
-        outputs.flatten(0, 1),
-    )
     t = timesteps.float()
     middle = (t[:-1] + t[1:]) / 2
     above = torch.cat([t[:1], middle])
     below = torch.cat([middle, torch.zeros_like(t[:1])])
-    return lessons, (above - below).flatten()
+    step = torch.arange(len(t), device=t.device).expand(len(labels), -1)
+    if kept < len(t):
+        jitter = torch.rand(step.shape, generator=rng, device=t.device)
+        step = jitter.argsort(1)[:, :kept]
+    index = (step, torch.arange(len(labels), device=t.device)[:, None])
+    lessons = LessonBatch(
+        states[index].flatten(0, 1),
+        timesteps[index].flatten(),
+        labels.repeat_interleave(step.shape[1]),
+        outputs[index].flatten(0, 1),
+    )
+    return lessons, (above - below)[index].flatten()
 
 
 def off_trajectory(

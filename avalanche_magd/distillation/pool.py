@@ -1,14 +1,18 @@
-"""The pool: what one generation pass left for the student and for the solver.
+"""The pool: what generation passes left for the student and for the solver.
 
 The finished images are the solver's replay; the states, timesteps, labels and raw outputs on the
 way are the student's lessons. Training loops only draw from it.
 
+A pool has a fixed number of slots, one for each image and its k lessons. A pass may fill all of
+them or a few: then it takes empty ones first, and after that the oldest of the class that has
+most, so that the pool stays balanced and young.
+
 Draws are stratified: the unit interval is cut into as many strata as there are rows to draw, and
-each draws one row by the rows' cumulative weight. As lessons are sorted by timestep and images by
-class, each draw is spread evenly over timesteps and classes.
+each draws one row by the rows' cumulative weight. As lessons are taken in the order of their
+timesteps and images in that of their classes, each draw is spread evenly over both.
 """
 
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict, deque
 
 import torch
 from jaxtyping import Float, Int
@@ -17,41 +21,121 @@ from torch import Tensor
 from avalanche_magd.distillation.batch import LessonBatch
 
 
-@dataclass(frozen=True)
 class Pool:
-    """Generated images with their classes, and lessons with their weights."""
+    """Generated images with their classes, and lessons with their weights.
 
-    images: Float[Tensor, "n c h w"]
-    """Finished images in the user's range, sorted by label."""
-    labels: Int[Tensor, " n"]
-    """Class of each image."""
-    lessons: LessonBatch
-    """Lessons sorted by timestep, images in half precision."""
-    weights: Float[Tensor, " m"]
-    """How much of t each lesson stands for."""
-    classes: list[int] = field(init=False)
-    """The classes that it holds, ascending."""
-    _cumulative: Float[Tensor, " m"] = field(init=False, repr=False)
+    Args:
+        size: number of slots.
+        lessons_per_image: k.
+        image_shape: channels, height and width.
+        device: where it lives.
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "classes", sorted(set(self.labels.tolist())))
-        object.__setattr__(self, "_cumulative", self.weights.double().cumsum(0))
+    Attributes:
+        images: finished images in the user's range, by slot.
+        labels: class of each.
+        lessons: k of each image, those of slot i at rows i·k to (i+1)·k; images in half precision.
+        weights: how much of t each lesson stands for.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        lessons_per_image: int,
+        image_shape: tuple[int, int, int],
+        device: torch.device,
+    ) -> None:
+        rows = size * lessons_per_image
+        self.images = torch.zeros(size, *image_shape, device=device)
+        self.labels = torch.zeros(size, dtype=torch.int64, device=device)
+        self.lessons = LessonBatch(
+            x_t=torch.zeros(rows, *image_shape, dtype=torch.float16, device=device),
+            t=torch.zeros(rows, dtype=torch.int64, device=device),
+            labels=torch.zeros(rows, dtype=torch.int64, device=device),
+            target=torch.zeros(rows, *image_shape, dtype=torch.float16, device=device),
+        )
+        self.weights = torch.zeros(rows, device=device)
+        # The pass that filled a slot; 0 while it is empty.
+        self._born = torch.zeros(size, dtype=torch.int64, device=device)
+        self.sort()
+
+    @property
+    def counts(self) -> Counter[int]:
+        """How many images there are of each class."""
+        return Counter(self.labels[self._born > 0].tolist())
+
+    @property
+    def classes(self) -> list[int]:
+        """The classes that it holds, ascending."""
+        return sorted(self.counts)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        rest = (self.images, self.labels, self.weights, self._cumulative)
-        return self.lessons.nbytes + sum(tensor.nbytes for tensor in rest)
+        """Bytes of all tensors, empty slots included."""
+        return self.lessons.nbytes + sum(
+            tensor.nbytes for tensor in vars(self).values() if isinstance(tensor, Tensor)
+        )
+
+    def slots_for(self, labels: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """Where new images of these classes go: no more of them than the pool has slots."""
+        born = self._born.tolist()
+        slots = deque(slot for slot, age in enumerate(born) if age == 0)
+        counts = self.counts + Counter(labels.tolist())
+        oldest: dict[int, deque[int]] = defaultdict(deque)
+        for slot, label in sorted(enumerate(self.labels.tolist()), key=lambda row: born[row[0]]):
+            if born[slot]:
+                oldest[label].append(slot)
+        while len(slots) < len(labels):
+            largest = max((label for label in oldest if oldest[label]), key=counts.__getitem__)
+            slots.append(oldest[largest].popleft())
+            counts[largest] -= 1
+        return torch.tensor(list(slots)[: len(labels)], device=labels.device)
+
+    def write(
+        self,
+        slots: Int[Tensor, " n"],
+        images: Float[Tensor, "n c h w"],
+        labels: Int[Tensor, " n"],
+        lessons: LessonBatch,
+        weights: Float[Tensor, " m"],
+    ) -> None:
+        """Fill slots; afterwards, once for all slots of a pass, :meth:`sort`.
+
+        Args:
+            slots: to fill.
+            images: of each slot, in the user's range.
+            labels: of each image.
+            lessons: k of each image, those of an image next to one another.
+            weights: of each lesson.
+        """
+        each = len(self.weights) // len(self.labels)
+        rows = (slots[:, None] * each + torch.arange(each, device=slots.device)).flatten()
+        self.images[slots] = images
+        self.labels[slots] = labels
+        for column, values in zip(self.lessons, lessons, strict=True):
+            column[rows] = values.to(column.dtype)
+        self.weights[rows] = weights
+        self._born[slots] = -1
+
+    def sort(self) -> None:
+        """End a pass: what it wrote can be drawn."""
+        self._born[self._born < 0] = self._born.max().clamp(min=0) + 1
+        filled = (self._born > 0).nonzero()[:, 0]
+        self._by_label = filled[self.labels[filled].argsort(stable=True)]
+        written = self.weights.nonzero()[:, 0]
+        self._by_t = written[self.lessons.t[written].argsort(stable=True)]
+        self._cumulative = self.weights[self._by_t].double().cumsum(0)
 
     def draw_lessons(self, count: int, rng: torch.Generator) -> LessonBatch:
         """Lessons spread evenly over t, in single precision."""
         index = stratified_draw(self._cumulative, count, rng)
-        return self.lessons.rows(index).cast(torch.float32)
+        return self.lessons.rows(self._by_t[index]).cast(torch.float32)
 
-    def draw_images(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw_images(
+        self, count: int, rng: torch.Generator
+    ) -> tuple[Float[Tensor, "{count} c h w"], Int[Tensor, " {count}"]]:
         """Images and their labels, spread evenly over the classes."""
-        even = torch.arange(1, len(self.labels) + 1, device=self.labels.device).double()
-        index = stratified_draw(even, count, rng)
+        even = torch.arange(1, len(self._by_label) + 1, device=self.labels.device).double()
+        index = self._by_label[stratified_draw(even, count, rng)]
         return self.images[index], self.labels[index]
 
 
@@ -72,10 +156,10 @@ def stratified_draw(
 
 
 def image_bytes(pixels: int) -> int:
-    """Bytes of one image of a pool: single precision, and a label."""
-    return 4 * pixels + 8
+    """Bytes of one image of a pool: single precision, and three integers."""
+    return 4 * pixels + 3 * 8
 
 
 def lesson_bytes(pixels: int) -> int:
-    """Bytes of one lesson: state and target in half precision, timestep, label, weights."""
-    return 2 * (2 * pixels) + 8 + 8 + (4 + 8)
+    """Bytes of one lesson: state and target in half precision, three integers, two weights."""
+    return 2 * (2 * pixels) + 3 * 8 + (4 + 8)

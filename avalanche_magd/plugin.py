@@ -12,6 +12,7 @@ after_training_exp              the generator learns the experience
 """
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from avalanche_magd.cost import Cost
 from avalanche_magd.distillation.magd import MAGD
 from avalanche_magd.distillation.sggd import SnrBand
 from avalanche_magd.generator import DiffusionGenerator
-from avalanche_magd.randomness import seeded
+from avalanche_magd.randomness import SeededGenerator, seeded
 from avalanche_magd.replay import (
     append_replay,
     balanced_replay_size,
@@ -59,6 +60,8 @@ class MAGDPlugin(SupervisedPlugin):
         snr_band: SGGD's band, see :class:`~avalanche_magd.distillation.MAGD`.
         guidance_scale: CGGD's classifier-free guidance; 1 is none.
         max_pool_bytes: bound on the size of the pool in memory.
+        checkpoint_folder: where the generator's training is saved as it goes, see
+            :class:`MAGDTraining`.
         seed: of everything random here but a given ``generator_strategy``, which has its own.
             Default: torch's initial seed. The strategy's own randomness is never touched.
         progress: show progress bars, if standard error is a terminal.
@@ -83,6 +86,7 @@ class MAGDPlugin(SupervisedPlugin):
         snr_band: SnrBand | None = MAGD.snr_band,
         guidance_scale: float = MAGD.guidance_scale,
         max_pool_bytes: int = MAGD.max_pool_bytes,
+        checkpoint_folder: str | Path | None = None,
         seed: int | None = None,
         progress: bool = True,
     ) -> None:
@@ -104,21 +108,27 @@ class MAGDPlugin(SupervisedPlugin):
                     "generator_strategy must be a MAGDTraining, "
                     f"got {type(generator_strategy).__name__}."
                 )
-            if distillation != MAGD() or generator_iterations is not None:
+            if (
+                distillation != MAGD()
+                or generator_iterations is not None
+                or checkpoint_folder is not None
+            ):
                 raise ValueError(
                     "generator_strategy brings its own training and distillation: give "
-                    "train_iterations and distillation=MAGD(...) to it, not to the plugin."
+                    "train_iterations, checkpoint_folder and distillation=MAGD(...) to it, "
+                    "not to the plugin."
                 )
         self.generator_strategy = generator_strategy
         self.generator_iterations = generator_iterations
         self.distillation = distillation
         self.replay_size = replay_size
+        self.checkpoint_folder = checkpoint_folder
         self.seed = seed
         self.progress = progress
         self._current_classes = 0
         self._owed = 0.0
         self._real_rows: int | None = None
-        self._rng: torch.Generator | None = None
+        self._rng: SeededGenerator | None = None
 
     @property
     def generator(self) -> DiffusionGenerator | None:
@@ -218,6 +228,7 @@ class MAGDPlugin(SupervisedPlugin):
             distillation=self.distillation,
             train_iterations=self.generator_iterations
             or max(MIN_ITERATIONS, ITERATIONS_PER_PIXEL * max(image_shape[1:])),
+            checkpoint_folder=self.checkpoint_folder,
             device=device,
             seed=seed,
             progress=self.progress,
@@ -227,6 +238,6 @@ class MAGDPlugin(SupervisedPlugin):
         """Draws from the pool, on the pool's device."""
         if self._rng is None:
             assert self.generator_strategy is not None
-            self._rng = torch.Generator(self.generator_strategy.device)
-            self._rng.manual_seed(torch.initial_seed() if self.seed is None else self.seed)
+            seed = torch.initial_seed() if self.seed is None else self.seed
+            self._rng = SeededGenerator(self.generator_strategy.device, seed)
         return self._rng

@@ -1,9 +1,35 @@
-"""Randomness of one's own: torch's global state is seeded for a while, and then as it was."""
+"""Randomness of one's own, apart from torch's global state."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Self
 
 import torch
+from torch import Tensor
+
+
+class SeededGenerator(torch.Generator):
+    """A random generator that can be pickled, and unpickled on another kind of device.
+
+    There its sequence is another one, since each kind of device has its own; it is then seeded by
+    the state that it had.
+    """
+
+    def __new__(cls, device: torch.device, seed: int) -> Self:
+        """A generator on a device, seeded."""
+        rng = super().__new__(cls, device)  # type: ignore[call-arg]
+        rng.manual_seed(seed)
+        return rng
+
+    def __reduce__(self) -> Any:
+        return _restored, (self.device, self.device.type, self.get_state())
+
+
+def _restored(device: torch.device, kind: str, state: Tensor) -> SeededGenerator:
+    rng = SeededGenerator(device, int(state.cpu().long().sum()))
+    if device.type == kind:
+        rng.set_state(state.cpu())
+    return rng
 
 
 @contextmanager

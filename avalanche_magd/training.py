@@ -20,6 +20,7 @@ drawn from the strategy's own seed, and torch's global state is left as it was.
 """
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,7 +43,8 @@ from avalanche_magd.distillation.magd import MAGD
 from avalanche_magd.distillation.pool import Pool
 from avalanche_magd.distillation.teacher import EmaTeacher
 from avalanche_magd.generator import DiffusionGenerator
-from avalanche_magd.randomness import seeded
+from avalanche_magd.randomness import SeededGenerator, seeded
+from avalanche_magd.resuming import TrainingCheckpoint
 from avalanche_magd.samples import check_dataset
 
 
@@ -60,6 +62,9 @@ class MAGDTraining(SupervisedTemplate):
         replay_weight: λ, weight of the lessons' loss; 0 is fine-tuning, 1 the joint objective.
         online_share: share of an experience's steps and pool that a part of an online stream
             gets, in (0, 1].
+        checkpoint_folder: where each experience's training is saved as it goes, so that a killed
+            run, started again, goes on from there. Parts of online streams are not saved.
+        checkpoint_every: steps between two savings; the last step is always saved.
         seed: of everything random here. Default: torch's initial seed.
         progress: show progress bars, if standard error is a terminal.
         **base_kwargs: further arguments of Avalanche's ``SupervisedTemplate``: ``device``,
@@ -89,6 +94,8 @@ class MAGDTraining(SupervisedTemplate):
         max_grad_norm: float = 1.0,
         replay_weight: float = 1.0,
         online_share: float = 1 / 40,
+        checkpoint_folder: str | Path | None = None,
+        checkpoint_every: int = 200,
         seed: int | None = None,
         progress: bool = True,
         **base_kwargs: Any,
@@ -103,6 +110,7 @@ class MAGDTraining(SupervisedTemplate):
         check_number("replay_weight", replay_weight, at_least=0, at_most=1e6)
         if not 0 < online_share <= 1:
             raise ValueError(f"online_share must be in (0, 1], got {online_share}.")
+        check_count("checkpoint_every", checkpoint_every)
         distillation = MAGD() if distillation is None else distillation
         distillation.lessons_per_image(model)
         if "train_epochs" in base_kwargs:
@@ -121,15 +129,19 @@ class MAGDTraining(SupervisedTemplate):
         self.max_grad_norm = max_grad_norm
         self.replay_weight = replay_weight
         self.online_share = online_share
+        self.checkpoint_folder = checkpoint_folder
+        self.checkpoint_every = checkpoint_every
         self.progress = progress
-        self.rng = torch.Generator(self.device)
-        self.rng.manual_seed(torch.initial_seed() if seed is None else seed)
+        self.rng = SeededGenerator(self.device, torch.initial_seed() if seed is None else seed)
         self.pool: Pool | None = None
         self._pool_experience: Any = None
         self.cost = Cost()
         self.teacher: EmaTeacher | None = None
         self._lessons: LessonBatch | None = None
         self._w_new = 1.0
+        self._checkpoint: TrainingCheckpoint | None = None
+        self._rows: list[int] = []
+        self._iteration = 0
 
     def fill_pool(self, experience: Any) -> None:
         """Generate the past before an experience is trained on; nothing if there is no past yet.
@@ -146,6 +158,9 @@ class MAGDTraining(SupervisedTemplate):
         dataset = experience.dataset.eval()
         check_dataset(dataset, self.model.image_shape)
         share = self._share(experience)
+        self._checkpoint = None
+        if self.checkpoint_folder is not None and share == 1:
+            self._checkpoint = TrainingCheckpoint.of(self, experience)
         classes = self.model.classes
         if share == 1:
             self.pool = None
@@ -214,12 +229,13 @@ class MAGDTraining(SupervisedTemplate):
         """As many mini-batches as there are iterations, from as many passes as that takes."""
         rng = torch.Generator().manual_seed(self._draw_seed())
         rows = self._iterations * self.train_mb_size
+        self._rows = list(RandomSampler(self.adapted_dataset, num_samples=rows, generator=rng))
         arguments: dict[str, Any] = {}
         collate_from_data_or_kwargs(self.adapted_dataset, arguments)
         self.dataloader = DataLoader(
             self.adapted_dataset,
             batch_size=self.train_mb_size,
-            sampler=RandomSampler(self.adapted_dataset, num_samples=rows, generator=rng),
+            sampler=self._rows,
             num_workers=num_workers,
             pin_memory=self.device.type == "cuda" if pin_memory is None else pin_memory,
             generator=rng,
@@ -235,6 +251,10 @@ class MAGDTraining(SupervisedTemplate):
         if self.teacher is None:
             self.teacher = EmaTeacher(self.model.parameters(), self.ema_decay)
         self.teacher.learn(self.model.parameters())
+        self._iteration = 0
+        if self._checkpoint is not None:
+            self._iteration = self._checkpoint.restore(self, self.teacher)
+            del self._rows[: self._iteration * self.train_mb_size]
         replayed = 0 if self.pool is None else len(self.pool.classes)
         self._w_new = current_share(len(classes_of(self.experience.dataset)), replayed)
 
@@ -245,7 +265,12 @@ class MAGDTraining(SupervisedTemplate):
         with (
             self.cost.training.measure(self.model),
             tqdm(
-                loader, desc="training generator", disable=hidden, leave=False
+                loader,
+                desc="training generator",
+                disable=hidden,
+                leave=False,
+                initial=self._iteration,
+                total=self._iterations,
             ) as self.dataloader,
         ):
             super().training_epoch(**kwargs)
@@ -291,12 +316,17 @@ class MAGDTraining(SupervisedTemplate):
         norm = nn.utils.clip_grad_norm_(self.teacher.student, self.max_grad_norm)
         if not norm.isfinite():
             raise FloatingPointError(
-                f"The generator's gradient is {norm.item()} at iteration {self.teacher.steps} of "
-                "the experience: lower its optimizer's learning rate, or check the data for NaN."
+                f"The generator's gradient is {norm.item()} at iteration {self._iteration} of "
+                "the experience: lower its optimizer's learning rate, or check the data for NaN. "
+                "The generator keeps the average of the weights before."
             )
         self.cost.training.backwards += len(self.mb_output)
         super().optimizer_step()
         self.teacher.update()
+        self._iteration += 1
+        at_end = self._iteration == self._iterations
+        if self._checkpoint and (at_end or self._iteration % self.checkpoint_every == 0):
+            self._checkpoint.save(self, self.teacher, self._iteration)
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         self._settle()

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "avalanche_magd"
 LAYERS = [
-    {"arguments", "classes", "randomness", "samples"},
+    {"arguments", "classes", "files", "randomness", "samples"},
     {"schedule", "networks", "pixels", "benchmarks"},
     {"sampling"},
     {"generator"},
@@ -15,13 +15,14 @@ LAYERS = [
     {"distillation.nigd", "distillation.sggd", "distillation.cggd"},
     {"distillation.teacher", "distillation.loss", "distillation.pool"},
     {"distillation.magd"},
-    {"distillation", "training", "replay"},
-    {"plugin"},
+    {"distillation", "replay", "resuming"},
+    {"training"},
+    {"checkpointing", "plugin"},
     {""},
 ]
 TECHNIQUES = {"distillation.nigd", "distillation.sggd", "distillation.cggd"}
 HOSTS = {
-    "avalanche": {"generator", "training", "plugin", "benchmarks"},
+    "avalanche": {"generator", "training", "plugin", "benchmarks", "checkpointing"},
     "diffusers": {"generator", "networks", "schedule"},
 }
 

@@ -1,0 +1,97 @@
+"""Going on inside an experience: what the generator's training saves, and when it may use it.
+
+A run that is started again does what the first run did, step by step, since all randomness is
+seeded. When it comes to an experience that the first run has trained the generator on, partly or
+to the end, it takes the weights, averages, optimizer and random states from the file, and the pool
+and the order of the data from itself. So the result is the one of a run that was never stopped.
+
+A file belongs to a run by its key: a digest of everything that the training starts from. It is
+read with ``weights_only=True``, which runs no code.
+"""
+
+import hashlib
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+import torch
+
+from avalanche_magd.classes import classes_of
+from avalanche_magd.distillation.teacher import EmaTeacher
+from avalanche_magd.files import read_file, write_file
+
+
+class TrainingCheckpoint:
+    """The file of one experience.
+
+    Args:
+        file: where.
+        key: digest of what the training starts from.
+    """
+
+    def __init__(self, file: Path, key: str) -> None:
+        self.file = file
+        self.key = key
+
+    @classmethod
+    def of(cls, training: Any, experience: Any) -> Self:
+        """The file of the experience that a :class:`MAGDTraining` is about to learn."""
+        digest = hashlib.sha256()
+        settings = (
+            training.distillation,
+            training.train_mb_size,
+            training.train_iterations,
+            training.ema_decay,
+            training.max_grad_norm,
+            training.replay_weight,
+            len(experience.dataset),
+            sorted(classes_of(experience.dataset)),
+            experience.dataset.eval()[0][0].tolist(),
+        )
+        digest.update(repr(settings).encode())
+        tensors = [training.rng.get_state(), *training.model.state_dict().values()]
+        for tensor in tensors:
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        number = training.clock.train_exp_counter
+        folder = Path(training.checkpoint_folder)
+        return cls(folder / f"experience-{number}.pt", digest.hexdigest())
+
+    def save(self, training: Any, teacher: EmaTeacher, iteration: int) -> None:
+        """Save a step."""
+        content = {
+            "key": self.key,
+            "iteration": iteration,
+            "student": [parameter.detach() for parameter in teacher.student],
+            "average": teacher.average,
+            "steps": teacher.steps,
+            "optimizer": training.optimizer.state_dict(),
+            "rng": training.rng.get_state(),
+            "global_rng": torch.get_rng_state(),
+        }
+        write_file(self.file, partial(torch.save, content))
+
+    def restore(self, training: Any, teacher: EmaTeacher) -> int:
+        """Take over the last step saved.
+
+        Returns:
+            How many iterations are done; 0 if no file can be used.
+        """
+
+        def load(stream: BinaryIO) -> dict[str, Any]:
+            content = torch.load(stream, map_location=training.device, weights_only=True)
+            if content["key"] != self.key:
+                raise ValueError("it is of another run: its weights, data or settings differ")
+            return content  # type: ignore[no-any-return]
+
+        content = read_file(self.file, load)
+        if content is None:
+            return 0
+        with torch.no_grad():
+            for parameter, saved in zip(teacher.student, content["student"], strict=True):
+                parameter.copy_(saved)
+        teacher.average = content["average"]
+        teacher.steps = content["steps"]
+        training.optimizer.load_state_dict(content["optimizer"])
+        training.rng.set_state(content["rng"].cpu())
+        torch.set_rng_state(content["global_rng"].cpu())
+        return int(content["iteration"])

@@ -1,0 +1,131 @@
+"""The generator's training goes on inside an experience, exactly, or says from where."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_generator, tiny_training
+from torch import Tensor, nn
+
+from avalanche_magd import MAGDPlugin, MAGDTraining
+from avalanche_magd.distillation import MAGD
+from avalanche_magd.files import previous
+
+SMALL = MAGD(pool_size=12, num_inference_steps=4)
+
+
+class InterruptError(Exception):
+    """What stops a run here."""
+
+
+def build(folder: Path | None, **kwargs: Any) -> MAGDTraining:
+    torch.manual_seed(0)
+    arguments: dict[str, Any] = {"train_iterations": 10, "checkpoint_every": 3}
+    return tiny_training(
+        model=tiny_generator(),
+        distillation=SMALL,
+        checkpoint_folder=folder,
+        **{**arguments, **kwargs},
+    )
+
+
+def train(training: MAGDTraining, stream: Any) -> Tensor:
+    for experience in stream:
+        training.train(experience, eval_streams=[])
+    return nn.utils.parameters_to_vector(training.model.parameters())
+
+
+def stop_after(training: MAGDTraining, steps: int) -> None:
+    """Raise in the middle of a step, once this many are done."""
+    original = training.criterion
+
+    def criterion() -> Any:
+        nonlocal steps
+        steps -= 1
+        if steps < 0:
+            raise InterruptError
+        return original()
+
+    training.criterion = criterion
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 5, 9, 10, 14, 19])
+def test_a_stopped_run_ends_as_one_that_was_not(digits: Any, tmp_path: Path, steps: int) -> None:
+    stream = digits.train_stream[:2]
+    undisturbed = train(build(None), stream)
+    stopped = build(tmp_path)
+    stop_after(stopped, steps)
+    with pytest.raises(InterruptError):
+        train(stopped, stream)
+    again = build(tmp_path)
+    assert torch.equal(train(again, stream), undisturbed)
+    # It did not do again what was saved: every third step, and the last of the first experience.
+    saved = steps // 3 * 3 if steps < 10 else 10 + (steps - 10) // 3 * 3
+    assert again.cost.training.backwards == sum(8 if i < 10 else 16 for i in range(saved, 20))
+
+
+def test_a_finished_run_is_read_not_trained(digits: Any, tmp_path: Path) -> None:
+    stream = digits.train_stream[:2]
+    first = train(build(tmp_path), stream)
+    again = build(tmp_path)
+    stop_after(again, 0)
+    assert torch.equal(train(again, stream), first)
+    assert {file.name for file in tmp_path.iterdir()} == {
+        f"experience-{number}.pt{end}" for number in (0, 1) for end in ("", ".previous")
+    }
+
+
+def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_used(
+    digits: Any, tmp_path: Path
+) -> None:
+    stream = digits.train_stream[:1]
+    undisturbed = train(build(tmp_path), stream)
+    file = tmp_path / "experience-0.pt"
+    file.write_bytes(file.read_bytes()[:-100])
+    again = build(tmp_path)
+    with pytest.warns(UserWarning, match=r"experience-0\.pt is not used: it is damaged"):
+        assert torch.equal(train(again, stream), undisturbed)
+    assert again.cost.training.backwards == 8  # one step after the ninth
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"train_mb_size": 4}, {"ema_decay": 0.5}, {"seed": 1}, {"train_iterations": 9}, {"data": 1}],
+)
+def test_a_checkpoint_of_another_run_is_refused_by_name(
+    digits: Any, tmp_path: Path, other: dict[str, Any]
+) -> None:
+    train(build(tmp_path), digits.train_stream[:1])
+    data = other.pop("data", 0)
+    stream = digits.train_stream[data : data + 1]
+    expected = train(build(None, **other), stream)
+    with pytest.warns(UserWarning, match="it is of another run") as warned:
+        assert torch.equal(train(build(tmp_path, **other), stream), expected)
+    named = [Path(str(each.message).split(" is not used")[0]).name for each in warned]
+    assert named == ["experience-0.pt", "experience-0.pt.previous"]
+
+
+def test_a_checkpoint_runs_no_code(digits: Any, tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "sprung",)
+
+    train(build(tmp_path), digits.train_stream[:1])
+    file = tmp_path / "experience-0.pt"
+    previous(file).unlink()
+    from avalanche_magd.files import write_file
+
+    write_file(file, lambda stream: torch.save({"key": Trap()}, stream, pickle_module=pickle))
+    with pytest.warns(UserWarning, match="is not used: Weights only load failed"):
+        train(build(tmp_path), digits.train_stream[:1])
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_plugin_hands_its_folder_to_the_generators_training(digits: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="checkpoint_folder"):
+        MAGDPlugin(tiny_training(), checkpoint_folder=tmp_path)
+    plugin = MAGDPlugin(checkpoint_folder=tmp_path)
+    strategy = plugin._default_strategy((1, 8, 8), torch.device("cpu"))
+    assert strategy.checkpoint_folder == tmp_path

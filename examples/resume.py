@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> tuple[float, float, str]:
 def main() -> None:
     """Run and print."""
     accuracy, forgetting, digest = run(parse_arguments())
-    print(f"accuracy {accuracy:.4f}, forgetting {forgetting:.4f}, weights {digest}")
+    print(f"final accuracy {accuracy:.4f}, forgetting {forgetting:.4f}, weights {digest}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Each example runs to its end with ``--smoke`` and leaves its picture."""
+"""Each example runs to its end with ``--smoke`` and leaves what it promises."""
 
 import os
 import subprocess
@@ -18,4 +18,4 @@ def test_an_example_runs(example: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert "final accuracy" in done.stdout
-    assert list(tmp_path.glob("*.png"))
+    assert list(tmp_path.glob("*.pt" if example.stem == "resume" else "*.png"))

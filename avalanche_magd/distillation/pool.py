@@ -7,9 +7,10 @@ A pool has a fixed number of slots, one for each image and its k lessons. A pass
 them or a few: then it takes empty ones first, and after that the oldest of the class that has
 most, so that the pool stays balanced and young.
 
-Draws are stratified: the unit interval is cut into as many strata as there are rows to draw, and
-each draws one row by the rows' cumulative weight. As lessons are taken in the order of their
-timesteps and images in that of their classes, each draw is spread evenly over both.
+Each class weighs the same, however many images it has. Draws are stratified: the unit interval is
+cut into as many strata as there are rows to draw, and each draws one row by the rows' cumulative
+weight. As lessons are taken in the order of their timesteps and images in that of their classes,
+each draw is spread evenly over both.
 """
 
 from collections import Counter, defaultdict, deque
@@ -120,22 +121,29 @@ class Pool:
         """End a pass: what it wrote can be drawn."""
         self._born[self._born < 0] = self._born.max().clamp(min=0) + 1
         filled = (self._born > 0).nonzero()[:, 0]
-        self._by_label = filled[self.labels[filled].argsort(stable=True)]
-        written = self.weights.nonzero()[:, 0]
+        _, class_index, counts = torch.unique(
+            self.labels[filled], return_inverse=True, return_counts=True
+        )
+        by_label = class_index.argsort(stable=True)
+        self._by_label = filled[by_label]
+        self._cumulative_images = (1 / counts.double())[class_index[by_label]].cumsum(0)
+        share = torch.zeros(len(self.labels), dtype=torch.float64, device=self.labels.device)
+        share[filled] = 1 / counts.double()[class_index]
+        weights = self.weights * share.repeat_interleave(len(self.weights) // len(self.labels))
+        written = weights.nonzero()[:, 0]
         self._by_t = written[self.lessons.t[written].argsort(stable=True)]
-        self._cumulative = self.weights[self._by_t].double().cumsum(0)
+        self._cumulative_lessons = weights[self._by_t].cumsum(0)
 
     def draw_lessons(self, count: int, rng: torch.Generator) -> LessonBatch:
-        """Lessons spread evenly over t, in single precision."""
-        index = stratified_draw(self._cumulative, count, rng)
+        """Lessons spread evenly over t and classes, in single precision."""
+        index = stratified_draw(self._cumulative_lessons, count, rng)
         return self.lessons.rows(self._by_t[index]).cast(torch.float32)
 
     def draw_images(
         self, count: int, rng: torch.Generator
     ) -> tuple[Float[Tensor, "{count} c h w"], Int[Tensor, " {count}"]]:
         """Images and their labels, spread evenly over the classes."""
-        even = torch.arange(1, len(self._by_label) + 1, device=self.labels.device).double()
-        index = self._by_label[stratified_draw(even, count, rng)]
+        index = self._by_label[stratified_draw(self._cumulative_images, count, rng)]
         return self.images[index], self.labels[index]
 
 
@@ -156,8 +164,8 @@ def stratified_draw(
 
 
 def image_bytes(pixels: int) -> int:
-    """Bytes of one image of a pool: single precision, and three integers."""
-    return 4 * pixels + 3 * 8
+    """Bytes of one image of a pool: single precision, three integers and a weight."""
+    return 4 * pixels + 3 * 8 + 8
 
 
 def lesson_bytes(pixels: int) -> int:

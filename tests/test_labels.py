@@ -1,0 +1,195 @@
+"""Whatever classes an experience brings, and whatever they are called."""
+
+from typing import Any
+
+import pytest
+import torch
+from avalanche.benchmarks import benchmark_from_datasets, nc_benchmark
+from avalanche.benchmarks.scenarios.online import split_online_stream
+from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
+from avalanche.core import SupervisedPlugin
+from avalanche.models import MTSimpleMLP
+from avalanche.training import Naive
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import naive, tiny_generator, tiny_plugin, tiny_training
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from avalanche_magd.benchmarks import split_digits
+from avalanche_magd.classes import NULL_LABEL, ClassTable, classes_of
+from avalanche_magd.distillation import MAGD
+
+
+class Shown(SupervisedPlugin):
+    """The labels and task labels of the generated rows of the last experience."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.labels: list[int] = []
+        self.tasks: list[int] = []
+        self.images: list[Tensor] = []
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self.labels, self.tasks, self.images = [], [], []
+
+    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
+        magd = strategy.plugins[0]
+        real = len(strategy.mb_x) if magd._real_rows is None else magd._real_rows
+        self.images += strategy.mb_x[real:]
+        self.labels += strategy.mb_y[real:].tolist()
+        if len(strategy.mbatch) > 2:
+            self.tasks += strategy.mb_task_id[real:].tolist()
+
+
+def stream_of(*experiences: dict[int, int]) -> list[Any]:
+    """Experiences of images of noise: for each class, so many."""
+    datasets = []
+    for counts in experiences:
+        targets = [label for label, count in counts.items() for _ in range(count)]
+        data = TensorDataset(torch.rand(len(targets), 1, 8, 8), torch.tensor(targets))
+        attributes = [DataAttribute(targets, "targets")]
+        datasets.append(AvalancheDataset([data], data_attributes=attributes))
+    return list(benchmark_from_datasets(train=datasets).streams["train"])
+
+
+def replayed_labels(stream: list[Any], **kwargs: Any) -> tuple[list[int], Any]:
+    shown, plugin = Shown(), tiny_plugin(**kwargs)
+    strategy = naive([plugin, shown])
+    strategy.model.classifier = torch.nn.Linear(64, 200)
+    for experience in stream:
+        strategy.train(experience)
+    return shown.labels, plugin
+
+
+@pytest.mark.parametrize(
+    ("experiences", "old"),
+    [
+        ([{0: 40, 1: 3}, {2: 1, 3: 60, 4: 5}, {5: 64}], [0, 1, 2, 3, 4]),  # uneven
+        ([{0: 20}, {1: 20}, {2: 64}], [0, 1]),  # one class at a time
+        ([dict.fromkeys(range(12), 6), {12: 32, 13: 32}], list(range(12))),  # many at first
+        ([{7: 20, 150: 20}, {3: 20, 42: 44}], [7, 150]),  # with gaps
+        ([{0: 20, 1: 20}, {1: 40, 2: 24}], [0, 1]),  # one comes again
+        ([{0: 20, 1: 20}, {0: 32, 1: 32}], [0, 1]),  # all come again
+    ],
+)
+def test_replay_is_balanced_over_every_class_seen_before(
+    experiences: list[dict[int, int]], old: list[int]
+) -> None:
+    labels, plugin = replayed_labels(stream_of(*experiences))
+    counts = torch.tensor(labels).bincount(minlength=200)
+    assert sorted(set(labels)) == old
+    assert counts[old].max() - counts[old].min() <= 3  # a mini-batch may differ by one
+    # As many of an old class as of a present one.
+    expected = sum(experiences[-1].values()) * len(old) / len(experiences[-1])
+    assert len(labels) == pytest.approx(expected, abs=1)
+    assert plugin.generator.classes == sorted({label for each in experiences for label in each})
+
+
+def test_a_hundred_classes_in_ten_experiences_stay_within_the_arguments_bounds() -> None:
+    stream = stream_of(*(dict.fromkeys(range(10 * k, 10 * k + 10), 2) for k in range(10)))
+    shown = Shown()
+    plugin = tiny_plugin(pool_size=200, max_pool_bytes=200 * 1500)
+    strategy = naive([plugin, shown])
+    strategy.model.classifier = torch.nn.Linear(64, 100)
+    spent = []
+    for experience in stream:
+        before = plugin.cost.generation.forwards, plugin.cost.training.backwards
+        strategy.train(experience)
+        after = plugin.cost.generation.forwards, plugin.cost.training.backwards
+        spent.append((after[0] - before[0], after[1] - before[1]))
+    assert spent == [(0, 3 * 32)] + 9 * [(200 * 3, 3 * 64)]
+    assert plugin.cost.pool_bytes <= 200 * 1500
+    counts = torch.tensor(shown.labels).bincount(minlength=100)[:90]
+    assert len(shown.labels) == 20 * 9
+    assert counts.min() >= 1
+    assert counts.max() <= 3
+
+
+@pytest.mark.parametrize("from_zero", [False, True])
+def test_heads_get_the_classes_of_their_own_task(from_zero: bool) -> None:
+    samples = [sample for exp in split_digits(5, seed=0).train_stream for sample in exp.dataset]
+    images = torch.stack([image for image, *_ in samples])
+    labels = [label for _, label, _ in samples]
+    data = TensorDataset(images, torch.tensor(labels))
+    dataset = AvalancheDataset([data], data_attributes=[DataAttribute(labels, "targets")])
+    benchmark = nc_benchmark(
+        dataset, dataset, 5, task_labels=True, seed=0, class_ids_from_zero_in_each_exp=from_zero
+    )
+    shown, plugin = Shown(), tiny_plugin()
+    model = MTSimpleMLP(input_size=64, hidden_size=16)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    strategy = Naive(
+        model=model, optimizer=optimizer, train_mb_size=32, plugins=[plugin, shown], evaluator=None
+    )
+    pairs = set()
+    for experience in benchmark.train_stream[:3]:
+        before = set(pairs)
+        strategy.train(experience)
+        pairs |= classes_of(experience.dataset)
+    assert set(zip(shown.labels, shown.tasks, strict=True)) == before
+    assert len(before) == 4
+    assert plugin.generator is not None
+    assert len(plugin.generator.classes) == 6
+    if from_zero:
+        assert {label for label, _ in before} == {0, 1}
+        assert plugin.generator.classes == list(range(6))
+
+
+def test_classes_of_two_tasks_with_one_index_are_taught_apart() -> None:
+    # Task 0's class 0 is black, task 1's is white: a generator of one class would mix them.
+    training = tiny_training(
+        model=tiny_generator(num_inference_steps=5), train_iterations=150, train_mb_size=32
+    )
+    datasets = []
+    for task in (0, 1):
+        images = task * 0.8 + 0.2 * torch.rand(32, 1, 8, 8)
+        labels, tasks = [0] * 32, [task] * 32
+        data = TensorDataset(images, torch.tensor(labels), torch.tensor(tasks))
+        attributes = [
+            DataAttribute(labels, "targets"),
+            DataAttribute(tasks, "targets_task_labels"),
+        ]
+        datasets.append(AvalancheDataset([data], data_attributes=attributes))
+    training.model.pixel_range.set(torch.zeros(1), torch.ones(1))
+    for experience in benchmark_from_datasets(train=datasets).streams["train"]:
+        training.train(experience, eval_streams=[])
+    assert training.model.class_table.rows == [(0, 0, 0), (1, 0, 1)]
+    dark, light = (training.model.generate(20, condition=number).mean() for number in (0, 1))
+    assert dark < 0.35
+    assert light > 0.65
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), min_size=1, max_size=30))
+def test_every_class_has_one_number_that_leads_back_to_it(pairs: list[tuple[int, int]]) -> None:
+    table = ClassTable()
+    for pair in pairs:
+        before = table.rows
+        table.add([pair])
+        assert set(before) <= set(table.rows)
+    assert len(set(table.numbers)) == len(set(pairs))
+    labels, tasks = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    numbers = table.numbers_of(labels, tasks)
+    assert [tuple(pair) for pair in torch.stack(table.labels_of(numbers), 1).tolist()] == pairs
+    assert ClassTable(table.rows).rows == table.rows
+    assert table.numbers_of(torch.tensor([10]), torch.tensor([0])).tolist() == [NULL_LABEL]
+
+
+def test_a_class_index_of_one_label_space_is_its_number() -> None:
+    table = ClassTable()
+    table.add([(150, 0), (7, 0)])
+    table.add([(3, 2)])
+    assert table.rows == [(3, 3, 2), (7, 7, 0), (150, 150, 0)]
+    with pytest.raises(ValueError, match="must not be negative, got -1"):
+        table.add([(-1, 0)])
+
+
+def test_present_classes_of_an_online_part_are_not_generated() -> None:
+    parts = list(split_online_stream(split_digits(5, seed=0).train_stream[:2], 90, seed=0))
+    training = tiny_training(distillation=MAGD(pool_size=40, num_inference_steps=2))
+    for part in parts:
+        training.fill_pool(part)
+        old = set(training.pool.classes) if training.pool else set()
+        assert not old & {label for label, _ in classes_of(part.dataset)}
+        training.train(part, eval_streams=[])
+    assert old == {1, 4}

@@ -113,7 +113,7 @@ class DiffusionGenerator(DynamicModule, Generator):
             x_t = nn.functional.pad(x_t, (0, right, 0, bottom))
         output = self.network(x_t, t, labels + 1)
         prediction: Tensor = getattr(output, "sample", output)
-        return prediction[..., :height, :width]
+        return prediction[..., :height, :width].to(x_t.dtype)
 
     @property
     def classes(self) -> list[int]:
@@ -126,12 +126,16 @@ class DiffusionGenerator(DynamicModule, Generator):
         return self.pixel_range.low.device
 
     @contextmanager
-    def frozen(self) -> Iterator[Self]:
-        """The generator as a teacher: in evaluation mode and without gradients, for a while."""
+    def frozen(self, dtype: torch.dtype | None = None) -> Iterator[Self]:
+        """The generator as a teacher: in evaluation mode and without gradients, for a while.
+
+        Args:
+            dtype: precision of its network, by autocast; ``None`` leaves it as it is.
+        """
         was_training = self.training
         self.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(self.device.type, dtype, dtype is not None):
                 yield self
         finally:
             self.train(was_training)

@@ -183,7 +183,7 @@ class MAGDPlugin(SupervisedPlugin):
         self._real_rows = None
         if self.generator_strategy is None or isinstance(strategy, REAL_PAST):
             return
-        check_minibatch(strategy.mbatch)
+        check_minibatch(strategy.mbatch, self.generator_strategy.model.image_shape)
         pool = self.generator_strategy.pool
         if pool is None or self.replay_size == 0:
             return

@@ -84,12 +84,16 @@ def _is_index(value: Any) -> bool:
     return isinstance(value, numbers.Integral)
 
 
-def check_minibatch(mbatch: Any) -> None:
+def check_minibatch(mbatch: Any, image_shape: tuple[int, int, int] | None = None) -> None:
     """Refuse a mini-batch that replay cannot join.
+
+    Args:
+        mbatch: as the data loader gives it.
+        image_shape: of the generated images, if they are to join it.
 
     Raises:
         TypeError: not a list of tensors.
-        ValueError: another number of columns than two or three.
+        ValueError: another number of columns than two or three, or images of another shape.
     """
     if not isinstance(mbatch, list) or not all(isinstance(column, Tensor) for column in mbatch):
         raise TypeError(
@@ -100,4 +104,10 @@ def check_minibatch(mbatch: Any) -> None:
         raise ValueError(
             f"MAGD needs mini-batches of two or three columns, got {len(mbatch)}: remove the "
             "others from the dataset's data attributes."
+        )
+    if image_shape is not None and mbatch[0].shape[1:] != image_shape:
+        raise ValueError(
+            f"The training transform makes images of shape {tuple(mbatch[0].shape[1:])}, the "
+            f"evaluation transform of shape {image_shape}, which is what is generated: make both "
+            "the same size."
         )

@@ -1,10 +1,13 @@
 """MAGDTraining teaches a generator by itself, counts what it spends, and disturbs nobody."""
 
 import copy
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from avalanche.benchmarks.scenarios.online import split_online_stream
 from avalanche.evaluation.metrics import loss_metrics
 from avalanche.training.plugins import EvaluationPlugin
 from tiny import tiny_generator, tiny_training
@@ -171,12 +174,106 @@ def test_avalanche_evaluates_the_denoising_loss_and_learns_nothing_from_it(digit
     assert torch.equal(training.rng.get_state(), before)
 
 
-def test_a_gradient_that_is_not_finite_stops_training(digits: Any) -> None:
-    training = tiny_training()
-    with torch.no_grad():
-        next(training.model.parameters()).fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="gradient is nan at iteration 0"):
-        training.train(digits.train_stream[0], eval_streams=[])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_training_and_good_weights_stay(
+    digits: Any, tmp_path: Path, value: float
+) -> None:
+    def train(bad_iteration: int | None) -> MAGDTraining:
+        torch.manual_seed(0)
+        training = tiny_training(
+            model=tiny_generator(), train_iterations=8, checkpoint_folder=tmp_path / "c"
+        )
+        training.checkpoint_every = 3
+        original, done = training.criterion, 0
+
+        def criterion() -> Any:
+            nonlocal done
+            done += 1
+            return original() * (value if done - 1 == bad_iteration else 1)
+
+        training.criterion = criterion
+        if bad_iteration is not None:
+            with pytest.raises(FloatingPointError, match=r"gradient is (nan|inf) at iteration 5"):
+                training.train(digits.train_stream[0], eval_streams=[])
+        else:
+            training.train(digits.train_stream[0], eval_streams=[])
+        return training
+
+    stopped = train(5)
+    assert all(bool(parameter.isfinite().all()) for parameter in stopped.model.parameters())
+    assert stopped.model.generate(2).isfinite().all()
+    assert stopped.teacher is None
+    # Started again, it goes on from the last step saved, the third.
+    assert train(None).cost.training.backwards == 5 * 8
+
+
+def test_parts_of_an_online_stream_cost_the_same_and_go_on_with_one_student(digits: Any) -> None:
+    training = tiny_training(
+        distillation=MAGD(pool_size=40, num_inference_steps=2),
+        train_iterations=100,
+        online_share=0.1,
+    )
+    spent, storages = [], set()
+    for part in split_online_stream(digits.train_stream[:3], 45, seed=0):
+        before = copy.deepcopy(training.cost)
+        training.train(part, eval_streams=[])
+        cost = training.cost
+        spent.append(
+            (
+                cost.generation.forwards - before.generation.forwards,
+                cost.training.backwards - before.training.backwards,
+            )
+        )
+        storages.add(training.model.network.conv_in.weight.data_ptr())
+        assert training.teacher is not None
+        assert training.teacher.steps == 10 * len(spent)
+    # Nothing to replay in the first experience; then four images of two calls, and lessons.
+    assert spent == [(0, 80)] * 6 + [(8, 160)] * (len(spent) - 6)
+    assert len(spent) == 20
+    assert training.cost.pool_bytes == training.pool.nbytes
+    # The average and the student take turns in the same memory: nothing is copied.
+    assert len(storages) <= 2
+
+
+def test_an_interrupted_part_leaves_the_average_and_goes_on(digits: Any) -> None:
+    parts = list(split_online_stream(digits.train_stream[:1], 45, seed=0))
+    training = tiny_training(train_iterations=100, online_share=0.1)
+    training.train(parts[0], eval_streams=[])
+    original = training.criterion
+
+    def interrupt() -> Any:
+        raise KeyboardInterrupt
+
+    training.criterion = interrupt
+    kept = [parameter.clone() for parameter in training.model.parameters()]
+    with pytest.raises(KeyboardInterrupt):
+        training.train(parts[1], eval_streams=[])
+    for before, after in zip(kept, training.model.parameters(), strict=True):
+        assert torch.equal(before, after)
+    training.criterion = original
+    training.train(parts[1], eval_streams=[])
+    assert training.teacher.steps == 20
+
+
+def test_a_teacher_may_generate_in_half_precision(digits: Any) -> None:
+    pools = {}
+    for dtype in (None, torch.bfloat16):
+        torch.manual_seed(0)
+        training = tiny_training(
+            model=tiny_generator(classes=(0, 1)),
+            distillation=MAGD(pool_size=10, num_inference_steps=3, teacher_dtype=dtype),
+        )
+        kinds = set()
+        training.model.network.conv_in.register_forward_hook(
+            lambda module, _, output, kinds=kinds: kinds.add(output.dtype)
+        )
+        training.fill_pool(digits.train_stream[1])
+        assert kinds == {dtype or torch.float32}
+        pools[dtype] = training.pool
+    precise, coarse = pools[None].lessons, pools[torch.bfloat16].lessons
+    assert torch.equal(precise.t, coarse.t)
+    assert not torch.equal(precise.target, coarse.target)
+    torch.testing.assert_close(precise.target, coarse.target, atol=0.1, rtol=0.1)
 
 
 def test_images_of_another_shape_are_refused(digits: Any) -> None:
@@ -206,6 +303,8 @@ def test_a_pool_of_an_interrupted_experience_is_not_used_for_the_next(digits: An
         ({"train_mb_size": 1.5}, TypeError, "train_mb_size must be an integer"),
         ({"ema_decay": 1.0}, ValueError, r"ema_decay must be in \[0, 1\)"),
         ({"max_grad_norm": 0.0}, ValueError, "max_grad_norm must be a number from 1e-06 to inf"),
+        ({"online_share": 0.0}, ValueError, r"online_share must be in \(0, 1\]"),
+        ({"checkpoint_every": 0}, ValueError, "checkpoint_every must be at least 1"),
         ({"replay_weight": -1.0}, ValueError, "replay_weight must be a number from 0 to 1e\\+06"),
     ],
 )

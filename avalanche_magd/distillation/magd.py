@@ -48,6 +48,8 @@ class MAGD:
             again.
         max_pool_bytes: bound on the pool's size in memory. If not all lessons fit, a random subset
             of each image's is kept.
+        teacher_dtype: precision in which the teacher generates and answers, by autocast; ``None``
+            is that of its weights. ``torch.bfloat16`` is for devices that are faster in it.
 
     Raises:
         TypeError: a count that is not an integer.
@@ -60,6 +62,7 @@ class MAGD:
     guidance_scale: float = 1.0
     trajectory_share: float = 1.0
     max_pool_bytes: int = 2**30
+    teacher_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         check_count("pool_size", self.pool_size)
@@ -134,7 +137,7 @@ class MAGD:
             if self.guidance_scale == 1
             else ClassifierFreeGuidance(teacher, self.guidance_scale)
         )
-        with teacher.frozen(), _progress_bar(count, progress) as bar:
+        with teacher.frozen(self.teacher_dtype), _progress_bar(count, progress) as bar:
             for run in reverse_runs(
                 teacher,
                 teacher.schedule,

@@ -1,0 +1,99 @@
+"""What the solver receives as replay looks like what it receives as real data."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_labels import Shown
+from tiny import naive, tiny_generator, tiny_plugin, tiny_training
+from torch import Tensor
+from torchvision import transforms
+
+from avalanche_magd import MAGDPlugin
+from avalanche_magd.benchmarks import split_digits
+from avalanche_magd.distillation import MAGD
+from avalanche_magd.pixels import PixelRange
+
+TINT = torch.tensor([1, 0.5, 0.2])[:, None, None]
+COLOURS = transforms.Compose(
+    [
+        transforms.Lambda(lambda image: image * TINT),
+        transforms.Normalize((0.49, 0.24, 0.1), (0.3, 0.2, 0.05)),
+    ]
+)
+AUGMENTED = transforms.Compose(
+    [transforms.RandomCrop(8, padding=1), transforms.RandomHorizontalFlip()]
+)
+
+
+@pytest.mark.parametrize(
+    ("train_transform", "eval_transform"),
+    [
+        pytest.param(None, None, id="ToTensor alone"),
+        pytest.param(*[transforms.Normalize((0.3,), (0.15,))] * 2, id="one channel"),
+        pytest.param(
+            *[transforms.Compose([COLOUR, transforms.Normalize(MEAN, STD)])] * 2,
+            id="three channels",
+        ),
+        pytest.param(AUGMENTED, None, id="crops and flips in training"),
+        pytest.param(*[lambda image: 2 * image - 1] * 2, id="in [-1, 1]"),
+        pytest.param(*[lambda image: (255 * image).round()] * 2, id="0 to 255"),
+    ],
+)
+def test_replay_has_the_mean_and_the_spread_of_real_data(
+    train_transform: Any, eval_transform: Any
+) -> None:
+    benchmark = split_digits(
+        5, seed=0, train_transform=train_transform, eval_transform=eval_transform
+    )
+    first, second = benchmark.train_stream[:2]
+    real = torch.stack([image for image, *_ in first.dataset.eval()])
+    training = tiny_training(
+        model=tiny_generator(tuple(real.shape[1:])),
+        train_iterations=300,
+        train_mb_size=16,
+        distillation=MAGD(pool_size=60),
+    )
+    shown = Shown()
+    strategy = naive([MAGDPlugin(training, seed=0), shown], input_size=real[0].numel())
+    strategy.train(first)
+    training.train_iterations = 1
+    strategy.train(second)
+    replay = torch.stack(shown.images)
+    for channel in range(real.shape[1]):
+        now, past = replay[:, channel], real[:, channel]
+        assert now.mean().item() == pytest.approx(past.mean().item(), abs=0.2 * past.std().item())
+        assert now.std().item() == pytest.approx(past.std().item(), rel=0.2)
+        # Normalised ranges come back to the last bit or nearly so, and are never left.
+        slack = 1e-5 * float(past.max() - past.min())
+        assert past.min() - slack <= now.min()
+        assert now.max() <= past.max() + slack
+
+
+ranges = st.tuples(st.floats(-300, 300), st.floats(1e-2, 600))
+
+
+@given(st.lists(ranges, min_size=1, max_size=4))
+def test_images_come_back_from_the_models_range(bounds: list[tuple[float, float]]) -> None:
+    low = torch.tensor([start for start, _ in bounds])
+    high = low + torch.tensor([width for _, width in bounds])
+    pixel_range = PixelRange(len(bounds))
+    pixel_range.set(low, high)
+    images = low.view(-1, 1, 1) + torch.rand(5, len(bounds), 4, 4) * (high - low).view(-1, 1, 1)
+    x_0 = pixel_range.to_model(images)
+    assert x_0.abs().max() <= 1 + 1e-3
+    error = (pixel_range.to_data(x_0) - images).abs() / images.abs().clamp(min=1)
+    assert error.max() < 1e-4
+
+
+def test_a_training_transform_of_another_size_is_refused_before_any_step() -> None:
+    def cropped(image: Tensor) -> Tensor:
+        return image[:, :6, :6]
+
+    benchmark = split_digits(5, seed=0, train_transform=cropped)
+    strategy = naive([tiny_plugin()], input_size=36)
+    with pytest.raises(ValueError, match=r"shape \(1, 6, 6\), the evaluation transform of shape"):
+        strategy.train(benchmark.train_stream[0])
+    assert strategy.clock.train_iterations == 0

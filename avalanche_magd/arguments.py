@@ -1,6 +1,7 @@
 """Checks of arguments that many constructors share, so that a wrong one is refused at once."""
 
 import math
+import numbers
 
 
 def check_count(name: str, value: int, *, at_least: int = 1) -> None:
@@ -15,7 +16,7 @@ def check_count(name: str, value: int, *, at_least: int = 1) -> None:
         TypeError: not an integer.
         ValueError: too small.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an integer, got {value!r}.")
     if value < at_least:
         raise ValueError(f"{name} must be at least {at_least}, got {value}.")

@@ -233,12 +233,20 @@ class DiffusionGenerator(DynamicModule, Generator):
         if not self.training:
             return
         dataset = experience.dataset.eval()
+        self.infer_range(dataset)
+        self.class_table.add(classes_of(dataset))
+        self._make_room()
+
+    def infer_range(self, dataset: Any) -> None:
+        """Read the pixels' range off a dataset in evaluation mode, unless it is known.
+
+        Raises:
+            ValueError: there are no images, or all their pixels are the same.
+        """
         if not self.pixel_range.known:
             stride = -(-len(dataset) // RANGE_SAMPLES) or 1
             sample = (dataset[row][0] for row in range(0, len(dataset), stride))
             self.pixel_range.set(*extremes(sample))
-        self.class_table.add(classes_of(dataset))
-        self._make_room()
 
     def add_classes(self, classes: Iterable[int]) -> None:
         """Make room for more classes; weights of those already known stay as they are.

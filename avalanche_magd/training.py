@@ -157,41 +157,42 @@ class MAGDTraining(SupervisedTemplate):
         """
         dataset = experience.dataset.eval()
         check_dataset(dataset, self.model.image_shape)
+        self.model.to(self.device).infer_range(dataset)
         share = self._share(experience)
         self._checkpoint = None
-        if self.checkpoint_folder is not None and share == 1:
-            self._checkpoint = TrainingCheckpoint.of(self, experience)
-        classes = self.model.classes
-        if share == 1:
-            self.pool = None
+        classes = set(self.model.classes)
+        if share < 1:
+            classes -= self.model.class_table.known(classes_of(dataset))
         else:
-            current = self.model.class_table.known(classes_of(dataset))
-            classes = sorted(set(classes) - current)
+            self.pool = self.teacher = None
+            if self.checkpoint_folder is not None:
+                self._checkpoint = TrainingCheckpoint.of(self, experience)
         if classes:
-
-            def current_images(count: int) -> Float[Tensor, "n c h w"]:
-                rows = torch.randint(
-                    len(dataset), (count,), generator=self.rng, device=self.device
-                )
-                images = torch.stack([dataset[row][0] for row in rows.tolist()])
-                return self.model.pixel_range.to_model(images.float().to(self.device))  # type: ignore[no-any-return]
-
-            self.model.to(self.device)
-            self.pool = self.pool or self.distillation.empty_pool(self.model)
-            count = max(1, round(share * self.distillation.pool_size))
-            with self.cost.generation.measure(self.model):
-                self.distillation.fill(
-                    self.pool,
-                    count,
-                    self.model,
-                    classes,
-                    current_images,
-                    self.rng,
-                    progress=self.progress,
-                )
-            self.cost.lessons += count * self.distillation.lessons_per_image(self.model)
-            self.cost.pool_bytes = max(self.cost.pool_bytes, self.pool.nbytes)
+            self._generate(sorted(classes), share, dataset)
         self._pool_experience = experience
+
+    def _generate(self, classes: list[int], share: float, dataset: Any) -> None:
+        """Let the teacher fill the pool, or a share of it."""
+
+        def current_images(count: int) -> Float[Tensor, "n c h w"]:
+            rows = torch.randint(len(dataset), (count,), generator=self.rng, device=self.device)
+            images = torch.stack([dataset[row][0] for row in rows.tolist()])
+            return self.model.pixel_range.to_model(images.float().to(self.device))  # type: ignore[no-any-return]
+
+        self.pool = self.pool or self.distillation.empty_pool(self.model)
+        count = max(1, round(share * self.distillation.pool_size))
+        with self.cost.generation.measure(self.model):
+            self.distillation.fill(
+                self.pool,
+                count,
+                self.model,
+                classes,
+                current_images,
+                self.rng,
+                progress=self.progress,
+            )
+        self.cost.lessons += count * self.distillation.lessons_per_image(self.model)
+        self.cost.pool_bytes = max(self.cost.pool_bytes, self.pool.nbytes)
 
     def _share(self, experience: Any) -> float:
         """Of the steps and of the pool: all for a whole experience, less for a part of one."""

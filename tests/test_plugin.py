@@ -9,7 +9,8 @@ from avalanche.benchmarks import benchmark_from_datasets
 from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
 from avalanche.core import SupervisedPlugin
 from avalanche.evaluation import PluginMetric
-from avalanche.training import VAETraining
+from avalanche.models import SimpleMLP
+from avalanche.training import Cumulative, JointTraining, VAETraining
 from avalanche.training.plugins import EvaluationPlugin
 from compatibility import two_columns
 from tiny import naive, tiny_generator, tiny_plugin, tiny_training
@@ -105,6 +106,36 @@ def test_the_first_experience_is_bit_identical_to_a_run_without_the_plugin(digit
     assert torch.equal(weights[0], weights[2])
     assert torch.equal(states[0], states[1])
     assert torch.equal(states[0], states[2])
+
+
+@pytest.mark.parametrize("strategy_class", [Cumulative, JointTraining])
+def test_a_strategy_with_all_real_data_is_warned_and_left_alone(
+    digits: Any, strategy_class: Any
+) -> None:
+    weights = []
+    for plugins in ([], [tiny_plugin()], [MAGDPlugin(tiny_training())]):
+        torch.manual_seed(0)
+        model = SimpleMLP(num_classes=10, input_size=64)
+        optimizer = torch.optim.Adam(model.parameters())
+        strategy = strategy_class(
+            model=model,
+            optimizer=optimizer,
+            criterion=torch.nn.CrossEntropyLoss(),
+            train_mb_size=32,
+            plugins=plugins,
+            evaluator=None,
+        )
+        stream = digits.train_stream[:2]
+        for experiences in [stream] if strategy_class is JointTraining else stream:
+            if plugins:
+                with pytest.warns(UserWarning, match="trains on all real data: there is nothing"):
+                    strategy.train(experiences)
+                assert plugins[0].cost == Cost()
+            else:
+                strategy.train(experiences)
+        weights.append(torch.nn.utils.parameters_to_vector(model.parameters()))
+    assert torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[0], weights[2])
 
 
 @pytest.mark.parametrize("seed", [None, 11])
@@ -238,6 +269,8 @@ def test_data_that_cannot_be_replayed_is_refused_before_any_training() -> None:
         strategy_on(torch.rand(6, 1, 3, 3), labels)
     with pytest.raises(ValueError, match="channels × height × width"):
         strategy_on(torch.rand(6, 8, 8), labels)
+    with pytest.raises(ValueError, match="pixels range from 0 to 0: there is nothing to learn"):
+        strategy_on(torch.zeros(6, 1, 8, 8), labels)
 
 
 def test_a_dictionary_minibatch_is_refused_before_any_training() -> None:

@@ -30,7 +30,7 @@ def write_file(file: Path, save: Callable[[BinaryIO], None]) -> None:
     """
     content = io.BytesIO()
     save(content)
-    payload = content.getvalue()
+    payload = content.getbuffer()
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f"{file.name}.partial")
     with partial.open("wb") as stream:

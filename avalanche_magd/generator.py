@@ -15,7 +15,6 @@ References:
     Ho & Salimans 2022, *Classifier-free diffusion guidance* (the null label).
 """
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +23,6 @@ from typing import Any, Final, Self
 import torch
 from avalanche.models.dynamic_modules import DynamicModule
 from avalanche.models.generator import Generator
-from diffusers import UNet2DModel
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -38,6 +36,7 @@ from avalanche_magd.networks import (
 )
 from avalanche_magd.pixels import PixelRange, check_image_shape, extremes
 from avalanche_magd.sampling import balanced_labels, reverse_runs
+from avalanche_magd.saving import read_network, read_settings, save_network, save_settings
 from avalanche_magd.schedule import BetaSchedule, NoiseSchedule, PredictionType
 
 RANGE_SAMPLES: Final = 1000
@@ -266,30 +265,20 @@ class DiffusionGenerator(DynamicModule, Generator):
         Raises:
             TypeError: the network is not a diffusers ``UNet2DModel``.
         """
-        if not isinstance(self.network, UNet2DModel):
-            raise TypeError(
-                "save_pretrained needs a diffusers UNet2DModel, "
-                f"the network is a {type(self.network).__name__}."
-            )
-        folder = Path(folder)
-        self.network.save_pretrained(folder / "network")
+        save_network(self.network, Path(folder))
+        pixels = self.pixel_range
         settings = {
             "image_shape": self.image_shape,
             "prediction_type": self.schedule.prediction_type,
             "beta_schedule": self.schedule.beta_schedule,
             "num_train_timesteps": self.schedule.num_train_timesteps,
             "num_inference_steps": self.num_inference_steps,
-            "classes": [
-                {"number": number, "label": label, "task_label": task}
-                for number, label, task in self.class_table.rows
-            ],
-            "pixel_range": {
-                "known": self.pixel_range.known,
-                "low": self.pixel_range.low.flatten().tolist(),
-                "high": self.pixel_range.high.flatten().tolist(),
-            },
+            "classes": self.class_table.rows,
+            "pixel_range": [pixels.low.flatten().tolist(), pixels.high.flatten().tolist()]
+            if pixels.known
+            else None,
         }
-        (folder / "generator.json").write_text(json.dumps(settings, indent=2) + "\n")
+        save_settings(settings, Path(folder))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
@@ -298,30 +287,12 @@ class DiffusionGenerator(DynamicModule, Generator):
         Raises:
             FileNotFoundError: the folder holds no generator.
         """
-        folder = Path(folder)
-        file = folder / "generator.json"
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"{folder} holds no generator.json: expected a folder that "
-                "DiffusionGenerator.save_pretrained wrote."
-            )
-        settings = json.loads(file.read_text())
-        network = UNet2DModel.from_pretrained(
-            folder / "network", use_safetensors=True, low_cpu_mem_usage=False
-        )
-        generator = cls(
-            tuple(settings["image_shape"]),
-            network,
-            prediction_type=settings["prediction_type"],
-            beta_schedule=settings["beta_schedule"],
-            num_train_timesteps=settings["num_train_timesteps"],
-            num_inference_steps=settings["num_inference_steps"],
-        )
+        settings = read_settings(Path(folder))
+        pixels, classes = settings.pop("pixel_range"), settings.pop("classes")
+        image_shape = tuple(settings.pop("image_shape"))
+        generator = cls(image_shape, read_network(Path(folder)), **settings)
         generator.train()
-        generator.class_table = ClassTable(
-            (row["number"], row["label"], row["task_label"]) for row in settings["classes"]
-        )
-        pixels = settings["pixel_range"]
-        if pixels["known"]:
-            generator.pixel_range.set(torch.tensor(pixels["low"]), torch.tensor(pixels["high"]))
+        generator.class_table = ClassTable(classes)
+        if pixels is not None:
+            generator.pixel_range.set(*(torch.tensor(end) for end in pixels))
         return generator

@@ -37,8 +37,15 @@ class TrainingCheckpoint:
     def of(cls, training: Any, experience: Any) -> Self:
         """The file of the experience that a :class:`MAGDTraining` is about to learn."""
         digest = hashlib.sha256()
+        schedule = training.model.schedule
         settings = (
             training.distillation,
+            (schedule.prediction_type, schedule.beta_schedule, schedule.num_train_timesteps),
+            type(training.optimizer).__name__,
+            [
+                sorted((name, value) for name, value in group.items() if name != "params")
+                for group in training.optimizer.param_groups
+            ],
             training.train_mb_size,
             training.train_iterations,
             training.ema_decay,

@@ -140,13 +140,15 @@ class MAGDTraining(SupervisedTemplate):
         self._lessons: LessonBatch | None = None
         self._w_new = 1.0
         self._checkpoint: TrainingCheckpoint | None = None
+        self._loader_seed = 0
         self._rows: list[int] = []
         self._iteration = 0
 
     def fill_pool(self, experience: Any) -> None:
         """Generate the past before an experience is trained on; nothing if there is no past yet.
 
-        :meth:`train` does it by itself. Whoever needs the images before calls it before.
+        :meth:`train` does it by itself. Whoever needs the images before calls it before. It is
+        done once: an experience that was interrupted finds its pool again.
 
         Args:
             experience: the next experience.
@@ -155,6 +157,8 @@ class MAGDTraining(SupervisedTemplate):
             TypeError: see :func:`~avalanche_magd.samples.check_dataset`.
             ValueError: likewise.
         """
+        if experience is self._pool_experience:
+            return
         dataset = experience.dataset.eval()
         check_dataset(dataset, self.model.image_shape)
         self.model.to(self.device).infer_range(dataset)
@@ -169,6 +173,7 @@ class MAGDTraining(SupervisedTemplate):
                 self._checkpoint = TrainingCheckpoint.of(self, experience)
         if classes:
             self._generate(sorted(classes), share, dataset)
+        self._loader_seed = self._draw_seed()
         self._pool_experience = experience
 
     def _generate(self, classes: list[int], share: float, dataset: Any) -> None:
@@ -219,16 +224,14 @@ class MAGDTraining(SupervisedTemplate):
         self.adapted_dataset = self.experience.dataset.eval()
 
     def _after_train_dataset_adaptation(self, **kwargs: Any) -> None:
-        # A pool that an interrupted training left behind is for another experience.
-        if self._pool_experience is not self.experience:
-            self.fill_pool(self.experience)
+        self.fill_pool(self.experience)
         super()._after_train_dataset_adaptation(**kwargs)
 
     def make_train_dataloader(
         self, num_workers: int = 0, pin_memory: bool | None = None, **kwargs: Any
     ) -> None:
         """As many mini-batches as there are iterations, from as many passes as that takes."""
-        rng = torch.Generator().manual_seed(self._draw_seed())
+        rng = torch.Generator().manual_seed(self._loader_seed)
         rows = self._iterations * self.train_mb_size
         self._rows = list(RandomSampler(self.adapted_dataset, num_samples=rows, generator=rng))
         arguments: dict[str, Any] = {}

@@ -1,6 +1,6 @@
 """A benchmark that may be stopped at any moment, started again, and goes on where it was.
 
-Stop it (Ctrl-C, kill -9, a power cut) and start it again with the same command, as often as you
+Stop it (Ctrl-C, kill -9) and start it again with the same command, as often as you
 like: accuracies and weights are those of a run that was never stopped, as ``--undisturbed`` shows.
 Two things make it so:
 

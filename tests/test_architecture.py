@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "avalanche_magd"
 LAYERS = [
     {"arguments", "classes", "files", "randomness", "samples"},
-    {"schedule", "networks", "pixels", "benchmarks"},
+    {"schedule", "networks", "pixels", "saving", "benchmarks"},
     {"sampling"},
     {"generator"},
     {"cost", "distillation.batch"},
@@ -23,7 +23,7 @@ LAYERS = [
 TECHNIQUES = {"distillation.nigd", "distillation.sggd", "distillation.cggd"}
 HOSTS = {
     "avalanche": {"generator", "training", "plugin", "benchmarks", "checkpointing"},
-    "diffusers": {"generator", "networks", "schedule"},
+    "diffusers": {"networks", "saving", "schedule"},
 }
 
 

@@ -160,7 +160,31 @@ def test_a_saved_generator_is_the_same_generator(tmp_path: Path, prediction_type
     names = {file.name for file in (tmp_path / "generator").rglob("*") if file.is_file()}
     assert names == {"generator.json", "config.json", "diffusion_pytorch_model.safetensors"}
     settings = json.loads((tmp_path / "generator" / "generator.json").read_text())
-    assert [row["number"] for row in settings["classes"]] == [3, 11]
+    assert settings["classes"] == [[3, 3, 0], [11, 11, 0]]
+
+
+def test_a_folder_from_anywhere_runs_no_code(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "sprung",)
+
+    tiny_generator((1, 8, 8), (0,)).save_pretrained(tmp_path)
+    network = tmp_path / "network"
+    (network / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save(Trap(), network / "diffusion_pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        DiffusionGenerator.from_pretrained(tmp_path)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_generator_of_several_tasks_is_saved_with_what_its_classes_are(tmp_path: Path) -> None:
+    generator = tiny_generator((1, 8, 8))
+    generator.class_table.add([(0, 0), (1, 0), (0, 1)])
+    generator.add_classes([])
+    generator.save_pretrained(tmp_path)
+    again = DiffusionGenerator.from_pretrained(tmp_path)
+    assert again.class_table.rows == [(0, 0, 0), (1, 1, 0), (2, 0, 1)]
+    assert again.generate(3).shape == (3, 1, 8, 8)
 
 
 def test_what_cannot_be_saved_or_read_is_refused(tmp_path: Path) -> None:

@@ -66,6 +66,24 @@ def test_a_stopped_run_ends_as_one_that_was_not(digits: Any, tmp_path: Path, ste
     assert again.cost.training.backwards == sum(8 if i < 10 else 16 for i in range(saved, 20))
 
 
+def test_a_run_that_is_interrupted_goes_on_in_the_same_process(
+    digits: Any, tmp_path: Path
+) -> None:
+    stream = list(digits.train_stream[:2])
+    undisturbed = train(build(None), stream)
+    training = build(tmp_path)
+    training.train(stream[0], eval_streams=[])
+    original = training.criterion
+    stop_after(training, 5)
+    with pytest.raises(InterruptError):
+        training.train(stream[1], eval_streams=[])
+    training.criterion = original
+    before = training.cost.generation.forwards, training.cost.training.backwards
+    assert torch.equal(train(training, stream[1:]), undisturbed)
+    assert training.cost.generation.forwards == before[0]
+    assert training.cost.training.backwards == before[1] + 7 * 16
+
+
 def test_a_finished_run_is_read_not_trained(digits: Any, tmp_path: Path) -> None:
     stream = digits.train_stream[:2]
     first = train(build(tmp_path), stream)
@@ -92,17 +110,31 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_used(
 
 @pytest.mark.parametrize(
     "other",
-    [{"train_mb_size": 4}, {"ema_decay": 0.5}, {"seed": 1}, {"train_iterations": 9}, {"data": 1}],
+    [
+        {"train_mb_size": 4},
+        {"ema_decay": 0.5},
+        {"seed": 1},
+        {"train_iterations": 9},
+        {"data": 1},
+        {"lr": 2e-3},
+    ],
 )
 def test_a_checkpoint_of_another_run_is_refused_by_name(
     digits: Any, tmp_path: Path, other: dict[str, Any]
 ) -> None:
     train(build(tmp_path), digits.train_stream[:1])
-    data = other.pop("data", 0)
+    other = dict(other)
+    data, lr = other.pop("data", 0), other.pop("lr", 1e-3)
+
+    def rebuild(folder: Path | None) -> MAGDTraining:
+        training = build(folder, **other)
+        training.optimizer.param_groups[0]["lr"] = lr
+        return training
+
     stream = digits.train_stream[data : data + 1]
-    expected = train(build(None, **other), stream)
+    expected = train(rebuild(None), stream)
     with pytest.warns(UserWarning, match="it is of another run") as warned:
-        assert torch.equal(train(build(tmp_path, **other), stream), expected)
+        assert torch.equal(train(rebuild(tmp_path), stream), expected)
     named = [Path(str(each.message).split(" is not used")[0]).name for each in warned]
     assert named == ["experience-0.pt", "experience-0.pt.previous"]
 

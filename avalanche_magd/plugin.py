@@ -181,7 +181,7 @@ class MAGDPlugin(SupervisedPlugin):
             ValueError: likewise.
         """
         self._real_rows = None
-        if self.generator_strategy is None or isinstance(strategy, REAL_PAST):
+        if self.generator_strategy is None:
             return
         check_minibatch(strategy.mbatch, self.generator_strategy.model.image_shape)
         pool = self.generator_strategy.pool

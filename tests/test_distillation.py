@@ -105,6 +105,8 @@ def test_a_pool_stays_within_its_bytes_and_keeps_every_image(rng: torch.Generato
     assert pool.nbytes <= 40 * 1200
     assert len(pool.labels) == 40
     assert len(pool.weights) == 40 * distillation.lessons_per_image(teacher) == 40 * 3
+    # They are a random choice of the run's: its last states are as likely as its first.
+    assert 0.3 < (pool.lessons.t == 999).double().sum() / 40 < 0.7
     with pytest.raises(ValueError, match="num_inference_steps must be at most 1000"):
         MAGD(num_inference_steps=1001).lessons_per_image(teacher)
     with pytest.raises(ValueError, match="does not hold pool_size=40 images"):
@@ -300,11 +302,26 @@ def test_a_small_pass_renews_the_oldest_and_restores_the_balance(rng: torch.Gene
     assert pool.counts[2] == 3
     gone = [bool((pool.images[slot] != first[slot]).any()) for slot in range(4)]
     assert sum(gone) == 3
+    # However many images a class has, its lessons are drawn as often.
+    drawn = pool.draw_lessons(3000, rng).labels.bincount() / 3000
+    torch.testing.assert_close(drawn, torch.full((3,), 1 / 3), atol=0.03, rtol=0)
     fill(2, [0, 1, 2])
     assert pool.counts == {0: 4, 1: 4, 2: 4}
     lessons, weights = pool.lessons, pool.weights.view(12, 2)
     assert torch.equal(lessons.labels.view(12, 2), pool.labels[:, None].expand(12, 2))
     torch.testing.assert_close(weights.sum(1), torch.full((12,), 999.0))
+
+
+def test_each_pass_makes_room_by_age(rng: torch.Generator) -> None:
+    teacher = tiny_generator(classes=(0,))
+    distillation = MAGD(pool_size=4, num_inference_steps=2)
+    pool = distillation.empty_pool(teacher)
+    renewed = []
+    for _ in range(5):
+        before = pool.images.clone()
+        distillation.fill(pool, 2, teacher, [0], no_images, rng)
+        renewed.append((pool.images != before).flatten(1).any(1).nonzero()[:, 0].tolist())
+    assert renewed == [[0, 1], [2, 3], [0, 1], [2, 3], [0, 1]]
 
 
 @pytest.mark.parametrize(

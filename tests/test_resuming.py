@@ -24,7 +24,7 @@ def build(folder: Path | None, **kwargs: Any) -> MAGDTraining:
     torch.manual_seed(0)
     arguments: dict[str, Any] = {"train_iterations": 10, "checkpoint_every": 3}
     return tiny_training(
-        model=tiny_generator(),
+        model=tiny_generator(dropout=0.1),
         distillation=SMALL,
         checkpoint_folder=folder,
         **{**arguments, **kwargs},

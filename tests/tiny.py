@@ -11,7 +11,7 @@ from diffusers import UNet2DModel
 from avalanche_magd import DiffusionGenerator, MAGDPlugin, MAGDTraining
 
 
-def tiny_network(channels: int = 1, levels: int = 2) -> UNet2DModel:
+def tiny_network(channels: int = 1, levels: int = 2, dropout: float = 0.0) -> UNet2DModel:
     return UNet2DModel(
         in_channels=channels,
         out_channels=channels,
@@ -22,13 +22,18 @@ def tiny_network(channels: int = 1, levels: int = 2) -> UNet2DModel:
         norm_num_groups=4,
         num_class_embeds=1,
         add_attention=False,
+        dropout=dropout,
     )
 
 
 def tiny_generator(
-    image_shape: tuple[int, int, int] = (1, 8, 8), classes: tuple[int, ...] = (), **kwargs: Any
+    image_shape: tuple[int, int, int] = (1, 8, 8),
+    classes: tuple[int, ...] = (),
+    dropout: float = 0.0,
+    **kwargs: Any,
 ) -> DiffusionGenerator:
-    generator = DiffusionGenerator(image_shape, tiny_network(image_shape[0]), **kwargs)
+    network = tiny_network(image_shape[0], dropout=dropout)
+    generator = DiffusionGenerator(image_shape, network, **kwargs)
     generator.add_classes(classes)
     return generator
 

@@ -1,17 +1,15 @@
 """The reverse process: from pure noise to images, keeping every state on the way.
 
 A run visits timesteps ``t_1 > t_2 > … > t_K``, its *grid*, and then the clean image. At each of
-them the denoiser is called once; its raw output gives x̂_0 and ε̂, and deterministic DDIM steps to
-the next noise level, ``x_{t'} = √ᾱ_{t'} x̂_0 + √(1−ᾱ_{t'}) ε̂``. The visited states, the timesteps
+them the denoiser is called once; its raw output gives x̂_0, and a sampler
+(:mod:`avalanche_magd.samplers`) steps to the next noise level. The visited states, the timesteps
 at which they were evaluated, and the raw outputs are a :class:`Trajectory`: what a student can
 learn from.
 
-The grid and the step are written out here, and not taken from diffusers, because a state is a
-valid lesson only if it lies exactly at the noise level that its timestep names. Library schedulers
-assume a fixed stride, so that on other grids their states lie between the listed levels.
-
-References:
-    Song et al. 2021, *Denoising diffusion implicit models*, eq. 12 with η = 0.
+The grid and the steps are written out in this package, and not taken from diffusers, because a
+state is a valid lesson only if it lies exactly at the noise level that its timestep names, and
+because each image has a grid of its own. Library schedulers assume one grid for all, and some a
+fixed stride, so that on other grids their states lie between the listed levels.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,10 +19,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from avalanche_magd.samplers import Images, Indices, Sampler, SamplerName, make_sampler
 from avalanche_magd.schedule import NoiseSchedule
-
-Images = Float[Tensor, "b c h w"]
-Indices = Int[Tensor, " b"]
 
 Denoiser = Callable[[Images, Indices, Indices], Images]
 """``(x_t, t, labels) → prediction``: the generator, or a teacher that is known in closed form."""
@@ -113,19 +109,6 @@ def jittered_grid(
     return torch.cat([start, nodes.flip(0)])
 
 
-def ddim_step(
-    schedule: NoiseSchedule,
-    x_0: Float[Tensor, "b c h w"],
-    x_t: Float[Tensor, "b c h w"],
-    t: Int[Tensor, " b"],
-    next_t: Int[Tensor, " b"],
-) -> Float[Tensor, "b c h w"]:
-    """The state at ``next_t`` on the straight line through ``x_t`` and its clean image x̂_0."""
-    signal, sigma = schedule.scales(t, x_t)
-    noise = (x_t - signal * x_0) / sigma
-    return schedule.add_noise(x_0, noise, next_t)
-
-
 @torch.no_grad()
 def sample(
     denoiser: Denoiser,
@@ -133,11 +116,12 @@ def sample(
     noise: Float[Tensor, "b c h w"],
     labels: Int[Tensor, " b"],
     timesteps: Int[Tensor, "k b"],
+    sampler: Sampler,
     *,
     guidance: Guidance | None = None,
     clip: bool = True,
 ) -> Trajectory:
-    """Run the reverse process with deterministic DDIM.
+    """Run the reverse process.
 
     Costs k network forwards per image, and what the guidance adds to them.
 
@@ -147,6 +131,7 @@ def sample(
         noise: standard normal, the first state.
         labels: the class of each image.
         timesteps: strictly falling along k, as :func:`jittered_grid` draws them.
+        sampler: a new one, which steps from state to state.
         guidance: steers the run; the outputs that are kept stay unguided.
         clip: keep x̂_0 in [−1, 1] at each step, so that a weak network's errors do not grow.
 
@@ -164,7 +149,7 @@ def sample(
         if clip:
             x_0 = x_0.clamp(-1, 1)
         if step + 1 < len(timesteps):
-            x_t = ddim_step(schedule, x_0, x_t, t, timesteps[step + 1])
+            x_t = sampler.step(x_0, x_t, t, timesteps[step + 1])
     return Trajectory(torch.stack(states), timesteps, torch.stack(outputs), labels, x_0)
 
 
@@ -176,6 +161,8 @@ def reverse_runs(
     num_inference_steps: int,
     rng: torch.Generator,
     *,
+    sampler: SamplerName = "ddim",
+    eta: float = 0.0,
     guidance: Guidance | None = None,
     batch_size: int = 256,
 ) -> Iterator[Trajectory]:
@@ -188,6 +175,8 @@ def reverse_runs(
         labels: class of each image to generate.
         num_inference_steps: K, denoiser calls per image.
         rng: source of noise and grids, on the denoiser's device.
+        sampler: how a run steps from state to state.
+        eta: share of new noise, see :class:`~avalanche_magd.samplers.DDIM`.
         guidance: steers the runs.
         batch_size: images that are generated at once.
     """
@@ -195,4 +184,5 @@ def reverse_runs(
         shape = (len(chosen), *image_shape)
         noise = torch.randn(shape, generator=rng, device=rng.device)
         grid = jittered_grid(num_inference_steps, schedule.num_train_timesteps, len(chosen), rng)
-        yield sample(denoiser, schedule, noise, chosen, grid, guidance=guidance)
+        steps = make_sampler(sampler, schedule, eta, rng)
+        yield sample(denoiser, schedule, noise, chosen, grid, steps, guidance=guidance)

@@ -54,8 +54,8 @@ class NoiseSchedule(nn.Module):
         num_train_timesteps: int = 1000,
     ) -> None:
         super().__init__()
-        _check_name("prediction_type", prediction_type, typing.get_args(PredictionType))
-        _check_name("beta_schedule", beta_schedule, typing.get_args(BetaSchedule))
+        check_name("prediction_type", prediction_type, typing.get_args(PredictionType))
+        check_name("beta_schedule", beta_schedule, typing.get_args(BetaSchedule))
         if num_train_timesteps < 2:
             raise ValueError(f"num_train_timesteps must be at least 2, got {num_train_timesteps}.")
         self.prediction_type = prediction_type
@@ -124,6 +124,11 @@ class NoiseSchedule(nn.Module):
         return signal * x_t - sigma * prediction
 
 
-def _check_name(argument: str, value: str, known: tuple[str, ...]) -> None:
+def check_name(argument: str, value: str, known: tuple[str, ...]) -> None:
+    """Refuse a name that is not known.
+
+    Raises:
+        ValueError: likewise.
+    """
     if value not in known:
         raise ValueError(f"{argument} must be one of {', '.join(known)}; got {value!r}.")

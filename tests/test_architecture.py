@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "avalanche_magd"
 LAYERS = [
     {"arguments", "classes", "files", "randomness", "samples"},
     {"schedule", "networks", "pixels", "saving", "benchmarks"},
+    {"samplers"},
     {"sampling"},
     {"generator"},
     {"cost", "distillation.batch"},

@@ -7,8 +7,10 @@ from avalanche.core import SupervisedPlugin
 from avalanche.models import SimpleMLP
 from avalanche.training import Naive
 from diffusers import UNet2DModel
+from torch import Tensor
 
 from avalanche_magd import DiffusionGenerator, MAGDPlugin, MAGDTraining
+from avalanche_magd.schedule import NoiseSchedule
 
 
 def tiny_network(channels: int = 1, levels: int = 2, dropout: float = 0.0) -> UNet2DModel:
@@ -69,3 +71,15 @@ def tiny_plugin(**kwargs: Any) -> MAGDPlugin:
         "progress": False,
     }
     return MAGDPlugin(**{**arguments, **kwargs})
+
+
+class PointMassTeacher:
+    """Every image of class y is ``means[y]``: the exact prediction is a line of algebra."""
+
+    def __init__(self, schedule: NoiseSchedule, means: Tensor) -> None:
+        self.schedule, self.means = schedule, means
+
+    def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        signal, sigma = self.schedule.scales(t, x_t)
+        x_0 = self.means[labels]
+        return self.schedule.target(x_0, (x_t - signal * x_0) / sigma, t)

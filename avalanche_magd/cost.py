@@ -1,9 +1,13 @@
 """What was spent: network calls by image, seconds and bytes, by phase."""
 
+import resource
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+import torch
 
 from avalanche_magd.generator import DiffusionGenerator
 
@@ -34,15 +38,40 @@ class Cost:
     """What a generator strategy has spent over all experiences."""
 
     generation: PhaseCost = field(default_factory=PhaseCost)
-    """Filling pools: the teacher's calls."""
+    """The teacher's calls that made lessons."""
+    replay: PhaseCost = field(default_factory=PhaseCost)
+    """The teacher's calls that made images for the solver alone."""
     training: PhaseCost = field(default_factory=PhaseCost)
     """Teaching the student, from current images and lessons."""
+    solver: PhaseCost = field(default_factory=PhaseCost)
+    """Questions to the solver of the past; their seconds are part of generation's."""
     lessons: int = 0
-    """Lessons that the teacher's calls have left in pools."""
+    """Lessons that the teacher's calls have made."""
     pool_bytes: int = 0
     """Size of the largest pool."""
+    peak_bytes: int = 0
+    """Most memory that the process, or on CUDA its tensors, ever took, as far as it was looked."""
+
+    @property
+    def seconds(self) -> float:
+        """All phases together."""
+        return self.generation.seconds + self.replay.seconds + self.training.seconds
+
+    @property
+    def forwards(self) -> int:
+        """Forwards of the generator's network, all phases together."""
+        return self.generation.forwards + self.replay.forwards + self.training.forwards
 
     @property
     def teacher_forwards_per_lesson(self) -> float:
-        """Teacher forwards over lessons; 0 before the first pool."""
+        """Teacher forwards over lessons; 0 before the first."""
         return self.generation.forwards / self.lessons if self.lessons else 0.0
+
+    def look_at_memory(self, device: torch.device) -> None:
+        """Note the peak so far."""
+        if device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(device)
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            peak *= 1 if sys.platform == "darwin" else 1024
+        self.peak_bytes = max(self.peak_bytes, peak)

@@ -15,6 +15,7 @@ References:
     Ho & Salimans 2022, *Classifier-free diffusion guidance* (the null label).
 """
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -243,9 +244,19 @@ class DiffusionGenerator(DynamicModule, Generator):
             ValueError: there are no images, or all their pixels are the same.
         """
         if not self.pixel_range.known:
-            stride = -(-len(dataset) // RANGE_SAMPLES) or 1
-            sample = (dataset[row][0] for row in range(0, len(dataset), stride))
-            self.pixel_range.set(*extremes(sample))
+            self.pixel_range.set(*extremes(_sample(dataset)))
+
+    def check_range(self, dataset: Any) -> None:
+        """Warn if images leave the known range by more than a tenth of it."""
+        low, high = extremes(_sample(dataset))
+        ends = torch.stack([low, high])[..., None, None].to(self.device)
+        if self.pixel_range.to_model(ends).abs().max() > 1.2:
+            warnings.warn(
+                f"Pixels go from {low.min():g} to {high.max():g}, beyond the range that the first "
+                "experience had: the generator will clip them. Tell it the range of all before it "
+                "is trained, by `generator.pixel_range.set(low, high)`.",
+                stacklevel=2,
+            )
 
     def add_classes(self, classes: Iterable[int]) -> None:
         """Make room for more classes; weights of those already known stay as they are.
@@ -296,3 +307,9 @@ class DiffusionGenerator(DynamicModule, Generator):
         if pixels is not None:
             generator.pixel_range.set(*(torch.tensor(end) for end in pixels))
         return generator
+
+
+def _sample(dataset: Any) -> Iterator[Tensor]:
+    """Some images of a dataset, spread evenly."""
+    stride = -(-len(dataset) // RANGE_SAMPLES) or 1
+    return (dataset[row][0] for row in range(0, len(dataset), stride))

@@ -4,34 +4,40 @@
 callback                        what happens
 ==============================  =================================================================
 before_training                 refuse a second MAGD plugin
-after_train_dataset_adaptation  check the data; build the generator; fill the pool with the past
+after_train_dataset_adaptation  check the data; build the generator; fill the pool with the past;
+                                the generator learns the experience, and generates it if asked to
 before_training_iteration       generated images join the mini-batch
-after_training_iteration        they leave it
-after_training_exp              the generator learns the experience
+before_backward                 soft labels join the loss
+after_training_iteration        generated images leave the mini-batch
+after_training_exp              the pools are dropped
 ==============================  =================================================================
+
+The generator learns an experience before the solver does. So the solver is still the one of the
+past while it can be asked about it, and the classes of now can be replayed too: a solver that sees
+real images of new classes only, and generated ones of old classes only, learns to tell real from
+generated instead.
 """
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from avalanche.benchmarks.scenarios.online import OnlineCLExperience
 from avalanche.core import SupervisedPlugin
 from avalanche.training import Cumulative, JointTraining
+from torch import Tensor
 
-from avalanche_magd.arguments import check_count
+from avalanche_magd.arguments import check_count, check_number
 from avalanche_magd.classes import classes_of
 from avalanche_magd.cost import Cost
-from avalanche_magd.distillation.magd import MAGD
+from avalanche_magd.distillation import MAGD, Distillation, Pool
 from avalanche_magd.distillation.sggd import SnrBand
 from avalanche_magd.generator import DiffusionGenerator
 from avalanche_magd.randomness import SeededGenerator, seeded
-from avalanche_magd.replay import (
-    append_replay,
-    balanced_replay_size,
-    trim_replay,
-)
+from avalanche_magd.replay import Replay, append_replay, soft_label_loss, trim_replay
 from avalanche_magd.samples import check_dataset, check_minibatch
+from avalanche_magd.solver import PastSolver
 from avalanche_magd.training import MAGDTraining
 
 ITERATIONS_PER_PIXEL = 30
@@ -57,6 +63,13 @@ class MAGDPlugin(SupervisedPlugin):
         num_inference_steps: network calls per generated image.
         replay_size: generated rows per mini-batch; 0 switches replay off. Default: as many as give
             each old class the weight of a current one.
+        generated_share: share of the current classes' rows that are generated ones too, added to
+            the real ones from the second experience on, in [0, 1). The rows of old classes grow
+            with them. Not on online streams.
+        soft_label_weight: weight of a loss that draws the solver's answers on generated images of
+            old classes towards those that it gave before the experience; 0 switches it off.
+        select: whether to replay only those generated images in which the solver of the past sees
+            their class.
         snr_band: SGGD's band, see :class:`~avalanche_magd.distillation.MAGD`.
         guidance_scale: CGGD's classifier-free guidance; 1 is none.
         max_pool_bytes: bound on the size of the pool in memory.
@@ -69,6 +82,8 @@ class MAGDPlugin(SupervisedPlugin):
     Attributes:
         generator_strategy: the strategy in use; ``None`` until the first experience if it was not
             given.
+        replay: what joins the mini-batches of the present experience; ``None`` in the first, and
+            between experiences.
 
     Raises:
         TypeError: ``generator_strategy`` is not a :class:`MAGDTraining`, or a count is no integer.
@@ -80,12 +95,15 @@ class MAGDPlugin(SupervisedPlugin):
         generator_strategy: MAGDTraining | None = None,
         *,
         generator_iterations: int | None = None,
-        pool_size: int = MAGD.pool_size,
-        num_inference_steps: int = MAGD.num_inference_steps,
+        pool_size: int = Distillation.pool_size,
+        num_inference_steps: int = Distillation.num_inference_steps,
         replay_size: int | None = None,
-        snr_band: SnrBand | None = MAGD.snr_band,
-        guidance_scale: float = MAGD.guidance_scale,
-        max_pool_bytes: int = MAGD.max_pool_bytes,
+        generated_share: float = 0.0,
+        soft_label_weight: float = 0.0,
+        select: bool = False,
+        snr_band: SnrBand | Literal["safe"] | None = MAGD.snr_band,
+        guidance_scale: float = Distillation.guidance_scale,
+        max_pool_bytes: int = Distillation.max_pool_bytes,
         checkpoint_folder: str | Path | None = None,
         seed: int | None = None,
         progress: bool = True,
@@ -95,10 +113,13 @@ class MAGDPlugin(SupervisedPlugin):
             check_count("generator_iterations", generator_iterations)
         if replay_size is not None:
             check_count("replay_size", replay_size, at_least=0)
-        distillation = MAGD(
+        if not 0 <= generated_share < 1:
+            raise ValueError(f"generated_share must be in [0, 1), got {generated_share!r}.")
+        check_number("soft_label_weight", soft_label_weight, at_least=0, at_most=1e6)
+        distillation = Distillation(
+            MAGD(snr_band=snr_band),
             pool_size=pool_size,
             num_inference_steps=num_inference_steps,
-            snr_band=snr_band,
             guidance_scale=guidance_scale,
             max_pool_bytes=max_pool_bytes,
         )
@@ -109,25 +130,29 @@ class MAGDPlugin(SupervisedPlugin):
                     f"got {type(generator_strategy).__name__}."
                 )
             if (
-                distillation != MAGD()
+                distillation != Distillation()
                 or generator_iterations is not None
                 or checkpoint_folder is not None
             ):
                 raise ValueError(
                     "generator_strategy brings its own training and distillation: give "
-                    "train_iterations, checkpoint_folder and distillation=MAGD(...) to it, "
-                    "not to the plugin."
+                    "train_iterations, checkpoint_folder and distillation=Distillation(...) to "
+                    "it, not to the plugin."
                 )
         self.generator_strategy = generator_strategy
         self.generator_iterations = generator_iterations
         self.distillation = distillation
         self.replay_size = replay_size
+        self.generated_share = generated_share
+        self.soft_label_weight = soft_label_weight
+        self.select = select
         self.checkpoint_folder = checkpoint_folder
         self.seed = seed
         self.progress = progress
-        self._current_classes = 0
-        self._owed = 0.0
+        self.replay: Replay | None = None
+        self._learnt: Any = None
         self._real_rows: int | None = None
+        self._slots: Tensor | None = None
         self._rng: SeededGenerator | None = None
 
     @property
@@ -155,8 +180,10 @@ class MAGDPlugin(SupervisedPlugin):
         if sum(isinstance(plugin, MAGDPlugin) for plugin in strategy.plugins) > 1:
             raise ValueError("The strategy has two MAGDPlugins: each would replay; keep one.")
 
-    def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
-        """Check the data; build the generator; fill the pool with the past.
+    def after_train_dataset_adaptation(
+        self, strategy: Any, num_workers: int = 0, **kwargs: Any
+    ) -> None:
+        """The generator fills the pool, then learns the experience; it is built at the first.
 
         Raises:
             TypeError: see :func:`~avalanche_magd.samples.check_dataset`.
@@ -164,14 +191,47 @@ class MAGDPlugin(SupervisedPlugin):
         """
         if isinstance(strategy, REAL_PAST):
             return
+        if strategy.experience.dataset is self._learnt:
+            return  # The experience was interrupted: generator and pools are there.
         dataset = strategy.experience.dataset.eval()
         if self.generator_strategy is None:
             self.generator_strategy = self._default_strategy(
                 check_dataset(dataset), strategy.device
             )
-        self._current_classes = len(classes_of(dataset))
-        self._owed = 0.0
-        self.generator_strategy.fill_pool(strategy.experience)
+        training = self.generator_strategy
+        solver = PastSolver(strategy.model, training.model, strategy.device, training.cost.solver)
+        training.fill_pool(strategy.experience, solver)
+        pool = training.pool
+        self.replay = None
+        if pool is not None and self.replay_size != 0:
+            self.replay = self._make_replay(pool, solver, len(classes_of(dataset)))
+        training.train(strategy.experience, eval_streams=[], num_workers=num_workers)
+        if self.replay is not None and self.generated_share:
+            self.replay.current = self._generate_current(strategy.experience, self.replay)
+        self._learnt = strategy.experience.dataset
+
+    def _make_replay(self, pool: Pool, solver: PastSolver, current_classes: int) -> Replay:
+        replay = Replay(pool, None, current_classes, self.replay_size, self.generated_share)
+        if self.select or self.soft_label_weight:
+            logits = solver.of_pool(pool)
+            if self.soft_label_weight:
+                _check_one_head(solver.generator)
+                replay.soft_labels = logits
+            if self.select:
+                seen = torch.tensor(pool.classes, device=logits.device)[logits.argmax(1)]
+                pool.select(seen == pool.labels)
+        return replay
+
+    def _generate_current(self, experience: Any, replay: Replay) -> Pool | None:
+        """Images of the classes of now: as many of each as the pool of the past has of its own."""
+        if isinstance(experience, OnlineCLExperience):
+            return None
+        assert self.generator_strategy is not None
+        table = self.generator_strategy.model.class_table
+        classes = sorted(table.known(classes_of(experience.dataset)))
+        share = len(classes) / (len(classes) + len(replay.past.classes))
+        count = max(len(classes), round(share * len(replay.past.labels)))
+        return self.generator_strategy.generate_pool(classes, count)
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Generated images join the mini-batch.
@@ -183,36 +243,42 @@ class MAGDPlugin(SupervisedPlugin):
         self._real_rows = None
         if self.generator_strategy is None:
             return
-        check_minibatch(strategy.mbatch, self.generator_strategy.model.image_shape)
-        pool = self.generator_strategy.pool
-        if pool is None or self.replay_size == 0:
+        generator = self.generator_strategy.model
+        check_minibatch(strategy.mbatch, generator.image_shape)
+        if self.replay is None:
             return
         real_rows = len(strategy.mbatch[0])
-        size = self.replay_size
-        if size is None:
-            old_classes = len(pool.classes)
-            self._owed += balanced_replay_size(real_rows, self._current_classes, old_classes)
-            size = int(self._owed)
-            self._owed -= size
-        if not size:
+        images, numbers, self._slots = self.replay.draw(real_rows, self._replay_rng())
+        if not len(images):
             return
-        images, numbers = pool.draw_images(size, self._replay_rng())
-        labels, tasks = self.generator_strategy.model.class_table.labels_of(numbers)
+        labels, tasks = generator.class_table.labels_of(numbers)
         append_replay(strategy.mbatch, images, labels, tasks)
         self._real_rows = real_rows
+
+    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+        """Soft labels join the loss."""
+        if self._real_rows is None or self.replay is None or self.replay.soft_labels is None:
+            return
+        assert self._slots is not None
+        if not len(self._slots):
+            return
+        assert self.generator is not None
+        past = self.replay.past
+        numbers = torch.tensor(past.classes, device=self._slots.device)
+        columns, _ = self.generator.class_table.labels_of(numbers)
+        rows = slice(self._real_rows, self._real_rows + len(self._slots))
+        logits = strategy.mb_output[rows][:, columns.to(strategy.mb_output.device)]
+        soft = self.replay.soft_labels[self._slots].to(logits.device)
+        strategy.loss = strategy.loss + self.soft_label_weight * soft_label_loss(logits, soft)
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Generated images leave the mini-batch."""
         if self._real_rows is not None:
             trim_replay(strategy, self._real_rows)
 
-    def after_training_exp(self, strategy: Any, num_workers: int = 0, **kwargs: Any) -> None:
-        """The generator learns the experience."""
-        if self.generator_strategy is None or isinstance(strategy, REAL_PAST):
-            return
-        self.generator_strategy.train(
-            strategy.experience, eval_streams=[], num_workers=num_workers
-        )
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """The pools are dropped."""
+        self.replay = self._learnt = self._slots = None
 
     def _default_strategy(
         self, image_shape: tuple[int, int, int], device: torch.device
@@ -241,3 +307,8 @@ class MAGDPlugin(SupervisedPlugin):
             seed = torch.initial_seed() if self.seed is None else self.seed
             self._rng = SeededGenerator(self.generator_strategy.device, seed)
         return self._rng
+
+
+def _check_one_head(generator: DiffusionGenerator) -> None:
+    if len({task for _, _, task in generator.class_table.rows}) > 1:
+        raise ValueError("Soft labels need a solver with one head: set soft_label_weight=0.")

@@ -4,20 +4,89 @@ They are appended, so that the real rows stay first, and trimmed afterwards, so 
 other plugins see real rows only.
 """
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
+
+from avalanche_magd.distillation import Pool
+
+TEMPERATURE = 2.0
+"""Of soft labels: what softens the solver's old and new answers alike."""
 
 
-def balanced_replay_size(current_rows: int, current_classes: int, old_classes: int) -> float:
-    """How many generated rows give an old class as many as a current class can expect.
+@dataclass
+class Replay:
+    """What joins the solver's mini-batches in one experience, and how many rows of it.
 
-    Not rounded: whoever appends whole rows carries the rest to the next mini-batch, or small
-    mini-batches would never be joined by any.
+    Rows are not rounded but carried to the next mini-batch, or small mini-batches would never be
+    joined by any.
+
+    Attributes:
+        past: generated images of old classes.
+        current: generated images of current classes, if any shall be shown.
+        current_classes: how many classes the experience has.
+        replay_size: rows of old classes per mini-batch; ``None`` for as many as give an old class
+            the weight of a current one.
+        generated_share: share of the current classes' rows that are generated, in [0, 1).
+        soft_labels: logits that the solver of the past gives each image of ``past``.
     """
-    return current_rows * old_classes / current_classes
+
+    past: Pool
+    current: Pool | None
+    current_classes: int
+    replay_size: int | None
+    generated_share: float
+    soft_labels: Float[Tensor, "n k"] | None = None
+    _owed: list[float] = field(default_factory=lambda: [0.0, 0.0])
+
+    def draw(
+        self, real_rows: int, rng: torch.Generator
+    ) -> tuple[Float[Tensor, "n c h w"], Int[Tensor, " n"], Int[Tensor, " m"]]:
+        """Rows that join ``real_rows`` real ones: old classes first.
+
+        Returns:
+            Images, their classes by the generator's numbers, and the slots of those that come from
+            ``past``.
+        """
+        now = 0.0
+        if self.current is not None:
+            now = real_rows * self.generated_share / (1 - self.generated_share)
+        old = (real_rows + now) * len(self.past.classes) / self.current_classes
+        if self.replay_size is not None:
+            old = float(self.replay_size)
+        slots = self.past.draw_slots(self._whole(0, old), rng)
+        images, numbers = self.past.images[slots], self.past.labels[slots]
+        if self.current is not None:
+            more = self.current.draw_slots(self._whole(1, now), rng)
+            images = torch.cat([images, self.current.images[more]])
+            numbers = torch.cat([numbers, self.current.labels[more]])
+        return images, numbers, slots
+
+    def _whole(self, kind: int, rows: float) -> int:
+        self._owed[kind] += rows
+        whole = int(self._owed[kind])
+        self._owed[kind] -= whole
+        return whole
+
+
+def soft_label_loss(
+    logits: Float[Tensor, "n k"], soft_labels: Float[Tensor, "n k"]
+) -> Float[Tensor, ""]:
+    """``τ² KL(softmax(soft/τ) ‖ softmax(logits/τ))``, mean over rows, τ = :data:`TEMPERATURE`.
+
+    Both over the old classes alone, in the same order.
+
+    References:
+        Hinton et al. 2015, *Distilling the knowledge in a neural network*.
+    """
+    target = functional.log_softmax(soft_labels / TEMPERATURE, 1)
+    prediction = functional.log_softmax(logits / TEMPERATURE, 1)
+    divergence = functional.kl_div(prediction, target, reduction="batchmean", log_target=True)
+    return TEMPERATURE**2 * divergence
 
 
 def append_replay(

@@ -10,10 +10,12 @@ read with ``weights_only=True``, which runs no code.
 """
 
 import hashlib
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
+import numpy as np
 import torch
 
 from avalanche_magd.classes import classes_of
@@ -38,8 +40,10 @@ class TrainingCheckpoint:
         """The file of the experience that a :class:`MAGDTraining` is about to learn."""
         digest = hashlib.sha256()
         schedule = training.model.schedule
+        mode = training.distillation.mode
         settings = (
-            training.distillation,
+            replace(training.distillation, mode=None),
+            getattr(mode, "__qualname__", mode),  # a function's repr is its address
             (schedule.prediction_type, schedule.beta_schedule, schedule.num_train_timesteps),
             type(training.optimizer).__name__,
             [
@@ -51,12 +55,15 @@ class TrainingCheckpoint:
             training.ema_decay,
             training.max_grad_norm,
             training.replay_weight,
-            len(experience.dataset),
+            training.current_weight,
+            training.online_teacher,
             sorted(classes_of(experience.dataset)),
-            experience.dataset.eval()[0][0].tolist(),
+            list(experience.dataset.targets),
         )
         digest.update(repr(settings).encode())
-        tensors = [training.rng.get_state(), *training.model.state_dict().values()]
+        dataset = experience.dataset.eval()
+        images = [dataset[row][0] for row in range(0, len(dataset), 1 + len(dataset) // 1000)]
+        tensors = [training.rng.get_state(), *training.model.state_dict().values(), *images]
         for tensor in tensors:
             digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         number = training.clock.train_exp_counter
@@ -71,7 +78,7 @@ class TrainingCheckpoint:
             "student": [parameter.detach() for parameter in teacher.student],
             "average": teacher.average,
             "steps": teacher.steps,
-            "optimizer": training.optimizer.state_dict(),
+            "optimizer": _plain(training.optimizer.state_dict()),
             "rng": training.rng.get_state(),
             "global_rng": torch.get_rng_state(),
         }
@@ -102,3 +109,15 @@ class TrainingCheckpoint:
         training.rng.set_state(content["rng"].cpu())
         torch.set_rng_state(content["global_rng"].cpu())
         return int(content["iteration"])
+
+
+def _plain(state: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state without NumPy's numbers, which would not be read back."""
+    groups = [
+        {
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in group.items()
+        }
+        for group in state["param_groups"]
+    ]
+    return {**state, "param_groups": groups}

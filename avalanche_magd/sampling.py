@@ -13,6 +13,7 @@ fixed stride, so that on other grids their states lie between the listed levels.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import zip_longest
 from typing import NamedTuple
 
 import torch
@@ -109,6 +110,20 @@ def jittered_grid(
     return torch.cat([start, nodes.flip(0)])
 
 
+def stretches(timesteps: Int[Tensor, "k b"]) -> Float[Tensor, "k b"]:
+    """How much of t each node of a grid stands for, by the trapezoidal rule; T − 1 over a run."""
+    t = timesteps.float()
+    middle = (t[:-1] + t[1:]) / 2
+    return torch.cat([t[:1], middle]) - torch.cat([middle, torch.zeros_like(t[:1])])
+
+
+def steps_at(stretch: Float[Tensor, "k b"], position: Float[Tensor, "b n"]) -> Int[Tensor, "b n"]:
+    """In whose stretch a position lies, in [0, 1) from the noisy end of a run."""
+    ends = stretch.T.contiguous().cumsum(1)
+    step = torch.searchsorted(ends, position * ends[:, -1:], right=True)
+    return step.clamp(max=len(stretch) - 1)
+
+
 @torch.no_grad()
 def sample(
     denoiser: Denoiser,
@@ -164,6 +179,7 @@ def reverse_runs(
     sampler: SamplerName = "ddim",
     eta: float = 0.0,
     guidance: Guidance | None = None,
+    position: Float[Tensor, " n"] | None = None,
     batch_size: int = 256,
 ) -> Iterator[Trajectory]:
     """Reverse runs from fresh noise on fresh grids, one trajectory per batch of labels.
@@ -178,11 +194,30 @@ def reverse_runs(
         sampler: how a run steps from state to state.
         eta: share of new noise, see :class:`~avalanche_magd.samplers.DDIM`.
         guidance: steers the runs.
+        position: where each run stops, in [0, 1) from the noisy end; the denoiser is not asked
+            beyond, and what the trajectory holds there is void. ``None``: at the clean end.
         batch_size: images that are generated at once.
     """
-    for chosen in torch.split(labels, batch_size):
+    positions = [None] if position is None else torch.split(position, batch_size)
+    for chosen, stop in zip_longest(torch.split(labels, batch_size), positions):
         shape = (len(chosen), *image_shape)
         noise = torch.randn(shape, generator=rng, device=rng.device)
         grid = jittered_grid(num_inference_steps, schedule.num_train_timesteps, len(chosen), rng)
         steps = make_sampler(sampler, schedule, eta, rng)
-        yield sample(denoiser, schedule, noise, chosen, grid, steps, guidance=guidance)
+        asked = denoiser if stop is None else _until(denoiser, grid, stop)
+        yield sample(asked, schedule, noise, chosen, grid, steps, guidance=guidance)
+
+
+def _until(
+    denoiser: Denoiser, timesteps: Int[Tensor, "k b"], position: Float[Tensor, " b"]
+) -> Denoiser:
+    """A denoiser that answers each run as far as its position, and 0 beyond."""
+    last_t = timesteps.gather(0, steps_at(stretches(timesteps), position[:, None]).T)[0]
+
+    def stopping(x_t: Images, t: Indices, labels: Indices) -> Images:
+        output, running = torch.zeros_like(x_t), t >= last_t
+        if running.any():
+            output[running] = denoiser(x_t[running], t[running], labels[running])
+        return output
+
+    return stopping

@@ -109,6 +109,16 @@ class NoiseSchedule(nn.Module):
         signal, sigma = self.scales(t, x_0)
         return signal * noise - sigma * x_0
 
+    def prediction(
+        self,
+        x_0: Float[Tensor, "b c h w"],
+        x_t: Float[Tensor, "b c h w"],
+        t: Int[Tensor, " b"],
+    ) -> Float[Tensor, "b c h w"]:
+        """The prediction at x_t that stands for a clean image: what :meth:`denoised` undoes."""
+        signal, sigma = self.scales(t, x_t)
+        return self.target(x_0, (x_t - signal * x_0) / sigma, t)
+
     def denoised(
         self,
         prediction: Float[Tensor, "b c h w"],

@@ -19,7 +19,9 @@ Training images come without augmentation (the dataset's evaluation transforms).
 drawn from the strategy's own seed, and torch's global state is left as it was.
 """
 
+import copy
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +39,9 @@ from avalanche_magd.arguments import check_count, check_number
 from avalanche_magd.classes import NULL_LABEL, classes_of
 from avalanche_magd.cost import Cost
 from avalanche_magd.distillation.batch import LessonBatch, noised_lessons
-from avalanche_magd.distillation.cggd import without_class
+from avalanche_magd.distillation.cggd import Classifier, without_class
+from avalanche_magd.distillation.distillation import Distillation, Past
 from avalanche_magd.distillation.loss import current_share, squared_errors, total_loss
-from avalanche_magd.distillation.magd import MAGD
 from avalanche_magd.distillation.pool import Pool
 from avalanche_magd.distillation.teacher import EmaTeacher
 from avalanche_magd.generator import DiffusionGenerator
@@ -59,11 +61,16 @@ class MAGDTraining(SupervisedTemplate):
         train_iterations: steps per experience.
         ema_decay: weight of the past in the averaged weights, in [0, 1); 0 switches averaging off.
         max_grad_norm: gradients are clipped to this norm.
-        replay_weight: λ, weight of the lessons' loss; 0 is fine-tuning, 1 the joint objective.
+        replay_weight: λ, weight of the lessons' loss; 1 is the joint objective.
+        current_weight: w_new, weight of the current images' loss, in (0, 1]. Default: the current
+            classes' share of all.
+        online_teacher: whether fresh lessons come from the average as it is at each step, not as
+            it was before the experience.
         online_share: share of an experience's steps and pool that a part of an online stream
             gets, in (0, 1].
         checkpoint_folder: where each experience's training is saved as it goes, so that a killed
-            run, started again, goes on from there. Parts of online streams are not saved.
+            run, started again, goes on from there. Parts of online streams are not saved, nor is
+            the state of other plugins.
         checkpoint_every: steps between two savings; the last step is always saved.
         seed: of everything random here. Default: torch's initial seed.
         progress: show progress bars, if standard error is a terminal.
@@ -87,12 +94,14 @@ class MAGDTraining(SupervisedTemplate):
         *,
         model: DiffusionGenerator,
         optimizer: torch.optim.Optimizer,
-        distillation: MAGD | None = None,
+        distillation: Distillation | None = None,
         train_mb_size: int = 32,
         train_iterations: int = 1000,
         ema_decay: float = 0.995,
         max_grad_norm: float = 1.0,
         replay_weight: float = 1.0,
+        current_weight: float | None = None,
+        online_teacher: bool = False,
         online_share: float = 1 / 40,
         checkpoint_folder: str | Path | None = None,
         checkpoint_every: int = 200,
@@ -108,11 +117,18 @@ class MAGDTraining(SupervisedTemplate):
             raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}.")
         check_number("max_grad_norm", max_grad_norm, at_least=1e-6)
         check_number("replay_weight", replay_weight, at_least=0, at_most=1e6)
+        if current_weight is not None and not 0 < current_weight <= 1:
+            raise ValueError(f"current_weight must be in (0, 1], got {current_weight}.")
         if not 0 < online_share <= 1:
             raise ValueError(f"online_share must be in (0, 1], got {online_share}.")
         check_count("checkpoint_every", checkpoint_every)
-        distillation = MAGD() if distillation is None else distillation
+        distillation = Distillation() if distillation is None else distillation
         distillation.lessons_per_image(model)
+        if online_teacher and not distillation.fresh:
+            raise ValueError(
+                "online_teacher=True needs Distillation(fresh=True): lessons that wait in a pool "
+                "are those of the teacher before the experience."
+            )
         if "train_epochs" in base_kwargs:
             raise TypeError("An experience is train_iterations steps long: give no train_epochs.")
         base_kwargs.setdefault("evaluator", _no_evaluator())
@@ -128,13 +144,18 @@ class MAGDTraining(SupervisedTemplate):
         self.ema_decay = ema_decay
         self.max_grad_norm = max_grad_norm
         self.replay_weight = replay_weight
+        self.current_weight = current_weight
+        self.online_teacher = online_teacher
         self.online_share = online_share
-        self.checkpoint_folder = checkpoint_folder
+        self.checkpoint_folder = (
+            None if checkpoint_folder is None else Path(checkpoint_folder).absolute()
+        )
         self.checkpoint_every = checkpoint_every
         self.progress = progress
         self.rng = SeededGenerator(self.device, torch.initial_seed() if seed is None else seed)
         self.pool: Pool | None = None
-        self._pool_experience: Any = None
+        self._pool_dataset: Any = None
+        self._past: Past | None = None
         self.cost = Cost()
         self.teacher: EmaTeacher | None = None
         self._lessons: LessonBatch | None = None
@@ -144,7 +165,7 @@ class MAGDTraining(SupervisedTemplate):
         self._rows: list[int] = []
         self._iteration = 0
 
-    def fill_pool(self, experience: Any) -> None:
+    def fill_pool(self, experience: Any, classifier: Classifier | None = None) -> None:
         """Generate the past before an experience is trained on; nothing if there is no past yet.
 
         :meth:`train` does it by itself. Whoever needs the images before calls it before. It is
@@ -152,16 +173,19 @@ class MAGDTraining(SupervisedTemplate):
 
         Args:
             experience: the next experience.
+            classifier: the solver of the past, needed where the distillation asks it.
 
         Raises:
             TypeError: see :func:`~avalanche_magd.samples.check_dataset`.
-            ValueError: likewise.
+            ValueError: likewise, or the distillation needs a classifier and there is none.
         """
-        if experience is self._pool_experience:
+        if experience.dataset is self._pool_dataset:
             return
         dataset = experience.dataset.eval()
         check_dataset(dataset, self.model.image_shape)
-        self.model.to(self.device).infer_range(dataset)
+        if self.model.to(self.device).pixel_range.known:
+            self.model.check_range(dataset)
+        self.model.infer_range(dataset)
         share = self._share(experience)
         self._checkpoint = None
         classes = set(self.model.classes)
@@ -171,33 +195,46 @@ class MAGDTraining(SupervisedTemplate):
             self.pool = self.teacher = None
             if self.checkpoint_folder is not None:
                 self._checkpoint = TrainingCheckpoint.of(self, experience)
+        self._past = None
         if classes:
-            self._generate(sorted(classes), share, dataset)
+            if classifier is None and self.distillation.asks_solver:
+                raise ValueError("This distillation asks the solver: train it by MAGDPlugin.")
+            self._past = self._ask(sorted(classes), dataset, classifier)
+            self.pool = self.pool or self.distillation.empty_pool(self.model)
+            missing = len(classes.difference(self.pool.classes))
+            count = max(1, missing, round(share * self.distillation.pool_size))
+            self._generate(self.pool, count, self._past)
+            self.cost.lessons += count * self.pool.lessons_per_image
+            self.cost.pool_bytes = max(self.cost.pool_bytes, self.pool.nbytes)
         self._loader_seed = self._draw_seed()
-        self._pool_experience = experience
+        self._pool_dataset = experience.dataset
 
-    def _generate(self, classes: list[int], share: float, dataset: Any) -> None:
-        """Let the teacher fill the pool, or a share of it."""
-
+    def _ask(self, classes: list[int], dataset: Any, classifier: Classifier | None) -> Past:
         def current_images(count: int) -> Float[Tensor, "n c h w"]:
             rows = torch.randint(len(dataset), (count,), generator=self.rng, device=self.device)
             images = torch.stack([dataset[row][0] for row in rows.tolist()])
             return self.model.pixel_range.to_model(images.float().to(self.device))  # type: ignore[no-any-return]
 
-        self.pool = self.pool or self.distillation.empty_pool(self.model)
-        count = max(1, round(share * self.distillation.pool_size))
-        with self.cost.generation.measure(self.model):
-            self.distillation.fill(
-                self.pool,
-                count,
-                self.model,
-                classes,
-                current_images,
-                self.rng,
-                progress=self.progress,
-            )
-        self.cost.lessons += count * self.distillation.lessons_per_image(self.model)
-        self.cost.pool_bytes = max(self.cost.pool_bytes, self.pool.nbytes)
+        return Past(self.model, classes, current_images, self.rng, classifier)
+
+    def _generate(self, pool: Pool, count: int, past: Past) -> None:
+        """Let the teacher fill a pool, and write down what it costs."""
+        phase = self.cost.generation if pool.lessons_per_image else self.cost.replay
+        with phase.measure(self.model):
+            self.distillation.fill(pool, count, past, progress=self.progress)
+        self.cost.look_at_memory(self.device)
+
+    def generate_pool(self, classes: list[int], count: int) -> Pool:
+        """Images of known classes, for a solver, in the user's range; no lessons.
+
+        Args:
+            classes: to generate, evenly.
+            count: how many images.
+        """
+        pool = Pool(count, 0, self.model.image_shape, self.model.device)
+        past = Past(self.model, classes, _no_images, self.rng)
+        self._generate(pool, count, past)
+        return pool
 
     def _share(self, experience: Any) -> float:
         """Of the steps and of the pool: all for a whole experience, less for a part of one."""
@@ -254,13 +291,16 @@ class MAGDTraining(SupervisedTemplate):
         super()._before_training_exp(**kwargs)
         if self.teacher is None:
             self.teacher = EmaTeacher(self.model.parameters(), self.ema_decay)
+        if self.distillation.fresh and self._past is not None:
+            self._past = replace(self._past, teacher=copy.deepcopy(self.model))
         self.teacher.learn(self.model.parameters())
         self._iteration = 0
         if self._checkpoint is not None:
             self._iteration = self._checkpoint.restore(self, self.teacher)
             del self._rows[: self._iteration * self.train_mb_size]
         replayed = 0 if self.pool is None else len(self.pool.classes)
-        self._w_new = current_share(len(classes_of(self.experience.dataset)), replayed)
+        w_new = current_share(len(classes_of(self.experience.dataset)), replayed)
+        self._w_new = w_new if self.current_weight is None else self.current_weight
 
     def training_epoch(self, **kwargs: Any) -> None:
         """The template's loop over the mini-batches, measured and with a progress bar."""
@@ -288,18 +328,42 @@ class MAGDTraining(SupervisedTemplate):
         rng = self.rng if self.is_training else torch.Generator(self.device).manual_seed(0)
         x_0 = self.model.pixel_range.to_model(self.mb_x.float())
         lessons = noised_lessons(self.model.schedule, x_0, self._labels(), rng)
-        if self.is_training and self.pool is not None:
-            past = self.pool.draw_lessons(len(x_0), self.rng)
-            lessons = LessonBatch.cat([lessons, past])
+        if self.is_training and self.pool is not None and self.distillation.mode is not None:
+            lessons = LessonBatch.cat([lessons, self._past_lessons(len(x_0))])
         self._lessons = lessons
         return self.model(lessons.x_t, lessons.t, lessons.labels)  # type: ignore[no-any-return]
 
+    def _past_lessons(self, count: int) -> LessonBatch:
+        """Lessons from the pool, or made on the spot."""
+        assert self.pool is not None
+        if not self.distillation.fresh:
+            return self.pool.draw_lessons(count, self.rng)
+        assert self._past is not None
+        assert self.teacher is not None
+        if self.online_teacher:
+            with torch.no_grad():
+                snapshot = list(self._past.teacher.parameters())
+                torch._foreach_copy_(snapshot, self.teacher.average)
+        before = self.cost.generation.seconds
+        with self.cost.generation.measure(self._past.teacher):
+            lessons = self.distillation.fresh_lessons(count, self._past)
+        self.cost.training.seconds -= self.cost.generation.seconds - before
+        self.cost.lessons += count
+        return lessons
+
     def _labels(self) -> Tensor:
-        """The rows' classes; "no class" for a tenth if guided, and for classes not learnt."""
+        """The rows' classes; "no class" for some if guided, and for classes not learnt."""
         tasks = self.mb_task_id if len(self.mbatch) > 2 else None
         labels: Tensor = self.model.class_table.numbers_of(self.mb_y, tasks)
         if self.is_training:
-            null = without_class(len(labels), self.distillation.guidance_scale, self.rng)
+            if (labels == NULL_LABEL).any():
+                unknown = self.mb_y[labels == NULL_LABEL].unique().tolist()
+                raise ValueError(
+                    f"The samples have labels {unknown} that the dataset's `targets` (and "
+                    "`targets_task_labels`) do not name: give both the same, for example by "
+                    "changing targets in place of a target_transform."
+                )
+            null = without_class(len(labels), self.distillation.null_share, self.rng)
             labels = labels.masked_fill(null, NULL_LABEL)
         return labels
 
@@ -334,7 +398,7 @@ class MAGDTraining(SupervisedTemplate):
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         self._settle()
-        self._lessons, self._pool_experience = None, None
+        self._lessons = self._past = self._pool_dataset = None
         if self._share(self.experience) == 1:
             self.pool = None
         super()._after_training_exp(**kwargs)
@@ -345,6 +409,10 @@ class MAGDTraining(SupervisedTemplate):
             self.teacher.teach()
             if not isinstance(self.experience, OnlineCLExperience):
                 self.teacher = None
+
+
+def _no_images(count: int) -> Tensor:
+    raise RuntimeError("There is no current experience to take images from.")
 
 
 def _no_evaluator() -> EvaluationPlugin:

@@ -272,9 +272,9 @@ class Witness(SupervisedPlugin):
         self.counted = 0
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        pool = self.magd.generator_strategy and self.magd.generator_strategy.pool
-        if pool:
-            self.generated |= set(rows_of(pool.images))
+        if self.magd.replay is not None:
+            for pool in (self.magd.replay.past, self.magd.replay.current):
+                self.generated |= set(rows_of(pool.images)) if pool else set()
 
     def look(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         """A forward hook of every network there is."""

@@ -24,7 +24,7 @@ from tiny import naive, tiny_generator, tiny_training
 from avalanche_magd import MAGDPlugin
 from avalanche_magd.benchmarks import split_digits
 from avalanche_magd.checkpointing import maybe_load_checkpoint, save_checkpoint
-from avalanche_magd.distillation import MAGD
+from avalanche_magd.distillation import Distillation
 
 torch.set_num_threads(1)
 
@@ -42,7 +42,7 @@ def build(folder: Path | None, iterations: int, *, many_plugins: bool = False) -
     torch.manual_seed(0)
     training = tiny_training(
         model=tiny_generator(),
-        distillation=MAGD(pool_size=100, num_inference_steps=4),
+        distillation=Distillation(pool_size=100, num_inference_steps=4),
         train_iterations=iterations,
         checkpoint_folder=folder,
         checkpoint_every=10,

@@ -13,17 +13,19 @@ LAYERS = [
     {"sampling"},
     {"generator"},
     {"cost", "distillation.batch"},
-    {"distillation.nigd", "distillation.sggd", "distillation.cggd"},
+    {"distillation.draft", "distillation.nigd", "distillation.sggd", "distillation.cggd"},
     {"distillation.teacher", "distillation.loss", "distillation.pool"},
     {"distillation.magd"},
-    {"distillation", "replay", "resuming"},
+    {"distillation.baselines", "distillation.distillation"},
+    {"distillation"},
+    {"replay", "resuming", "solver"},
     {"training"},
     {"checkpointing", "plugin"},
     {""},
 ]
 TECHNIQUES = {"distillation.nigd", "distillation.sggd", "distillation.cggd"}
 HOSTS = {
-    "avalanche": {"generator", "training", "plugin", "benchmarks", "checkpointing"},
+    "avalanche": {"generator", "training", "plugin", "benchmarks", "checkpointing", "solver"},
     "diffusers": {"networks", "saving", "schedule"},
 }
 

@@ -10,7 +10,7 @@ from resumable import build, experiences, finish, magd_of, result, run
 from tiny import naive, tiny_plugin
 
 from avalanche_magd.checkpointing import maybe_load_checkpoint, save_checkpoint
-from avalanche_magd.distillation import MAGD
+from avalanche_magd.distillation import Distillation
 from avalanche_magd.randomness import SeededGenerator
 
 RUN: dict[str, Any] = {"iterations": 8}
@@ -38,7 +38,7 @@ def test_the_file_holds_what_goes_on_and_no_pool(tmp_path: Path) -> None:
     strategy = build(None, iterations=3)
     training = magd_of(strategy).generator_strategy
     assert training is not None
-    training.distillation = MAGD(pool_size=3000, num_inference_steps=4)
+    training.distillation = Distillation(pool_size=3000, num_inference_steps=4)
     for experience in experiences(online=False)[:2]:
         strategy.train(experience, eval_streams=[])
     save_checkpoint(strategy, tmp_path / "strategy.pt")

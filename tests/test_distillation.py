@@ -12,11 +12,12 @@ from torch import Tensor
 
 from avalanche_magd import DiffusionGenerator
 from avalanche_magd.classes import NULL_LABEL
-from avalanche_magd.distillation import MAGD, LessonBatch
+from avalanche_magd.distillation import MAGD, Distillation, LessonBatch
 from avalanche_magd.distillation.batch import noised_lessons
 from avalanche_magd.distillation.cggd import ClassifierFreeGuidance
+from avalanche_magd.distillation.distillation import Past
+from avalanche_magd.distillation.draft import CurrentImages
 from avalanche_magd.distillation.loss import current_share, squared_errors, total_loss
-from avalanche_magd.distillation.magd import CurrentImages
 from avalanche_magd.distillation.nigd import trajectory_lessons
 from avalanche_magd.distillation.pool import Pool, stratified_draw
 from avalanche_magd.distillation.sggd import outside_band
@@ -35,14 +36,14 @@ def no_images(count: int) -> Tensor:
 
 
 def filled(
-    distillation: MAGD,
+    distillation: Distillation,
     teacher: DiffusionGenerator,
     rng: torch.Generator,
     current_images: CurrentImages = no_images,
 ) -> Pool:
     pool = distillation.empty_pool(teacher)
-    size = distillation.pool_size
-    distillation.fill(pool, size, teacher, teacher.classes, current_images, rng)
+    past = Past(teacher, teacher.classes, current_images, rng)
+    distillation.fill(pool, distillation.pool_size, past)
     return pool
 
 
@@ -78,7 +79,7 @@ def test_weights_spread_lessons_evenly_over_time(rng: torch.Generator) -> None:
 def test_a_pool_costs_one_forward_per_lesson_and_is_balanced(rng: torch.Generator) -> None:
     teacher = tiny_generator(classes=(2, 5, 9))
     teacher.pixel_range.set(torch.zeros(1), torch.ones(1))
-    pool = filled(MAGD(pool_size=31, num_inference_steps=4), teacher, rng)
+    pool = filled(Distillation(pool_size=31, num_inference_steps=4), teacher, rng)
     assert teacher.forwards == 31 * 4 == len(pool.weights)
     assert pool.images.shape == (31, 1, 8, 8)
     assert 0 <= pool.images.min() < pool.images.max() <= 1
@@ -93,24 +94,26 @@ def test_the_teacher_is_asked_for_lessons_in_evaluation_mode_and_left_as_it_was(
     teacher = tiny_generator(classes=(0,))
     modes: list[bool] = []
     teacher.network.register_forward_pre_hook(lambda module, _: modes.append(module.training))
-    filled(MAGD(pool_size=2, num_inference_steps=2), teacher, rng)
+    filled(Distillation(pool_size=2, num_inference_steps=2), teacher, rng)
     assert modes == [False, False]
     assert teacher.training
 
 
 def test_a_pool_stays_within_its_bytes_and_keeps_every_image(rng: torch.Generator) -> None:
     teacher = tiny_generator(classes=(0, 1))
-    distillation = MAGD(pool_size=40, num_inference_steps=6, max_pool_bytes=40 * 1200)
+    distillation = Distillation(pool_size=40, num_inference_steps=6, max_pool_bytes=40 * 1200)
     pool = filled(distillation, teacher, rng)
     assert pool.nbytes <= 40 * 1200
     assert len(pool.labels) == 40
     assert len(pool.weights) == 40 * distillation.lessons_per_image(teacher) == 40 * 3
-    # They are a random choice of the run's: its last states are as likely as its first.
-    assert 0.3 < (pool.lessons.t == 999).double().sum() / 40 < 0.7
+    # They are a choice of the run's that is spread evenly over t, and so all weigh the same.
+    thirds = torch.histc(pool.lessons.t.float(), bins=3, min=0, max=1000) / 120
+    torch.testing.assert_close(thirds, torch.full((3,), 1 / 3), atol=0.1, rtol=0)
+    assert (pool.weights == 999 / 3).all()
     with pytest.raises(ValueError, match="num_inference_steps must be at most 1000"):
-        MAGD(num_inference_steps=1001).lessons_per_image(teacher)
+        Distillation(num_inference_steps=1001).lessons_per_image(teacher)
     with pytest.raises(ValueError, match="does not hold pool_size=40 images"):
-        MAGD(pool_size=40, max_pool_bytes=1000).lessons_per_image(teacher)
+        Distillation(pool_size=40, max_pool_bytes=1000).lessons_per_image(teacher)
 
 
 @pytest.mark.parametrize("snr_band", [(0.05, 20.0), (0.0, 20.0), (0.05, math.inf)])
@@ -124,7 +127,7 @@ def test_current_images_serve_outside_the_band_and_states_inside(
         asked.append(count)
         return gray_images(count)
 
-    distillation = MAGD(pool_size=60, num_inference_steps=5, snr_band=snr_band)
+    distillation = Distillation(MAGD(snr_band=snr_band), pool_size=60, num_inference_steps=5)
     pool = filled(distillation, teacher, rng, current)
     lessons = pool.lessons.cast(torch.float32)
     outside = outside_band(teacher.schedule.snr(lessons.t), snr_band)
@@ -141,29 +144,32 @@ def test_current_images_serve_outside_the_band_and_states_inside(
 
 
 def test_a_pool_without_an_image_for_each_class_is_refused(rng: torch.Generator) -> None:
-    with pytest.raises(ValueError, match="leaves some of the 3 old classes without an image"):
-        filled(MAGD(pool_size=2), tiny_generator(classes=(0, 1, 2)), rng)
+    with pytest.raises(ValueError, match="leaves some of the 3 classes without an image"):
+        filled(Distillation(pool_size=2), tiny_generator(classes=(0, 1, 2)), rng)
 
 
 def test_without_a_band_no_current_image_is_looked_at(rng: torch.Generator) -> None:
-    filled(MAGD(pool_size=4, num_inference_steps=2), tiny_generator(classes=(0,)), rng)
+    filled(Distillation(pool_size=4, num_inference_steps=2), tiny_generator(classes=(0,)), rng)
 
 
 def test_trajectory_share_zero_noises_finished_images_again(rng: torch.Generator) -> None:
     teacher = tiny_generator(classes=(0,))
-    distillation = MAGD(pool_size=30, num_inference_steps=3, trajectory_share=0.0)
-    pool = filled(distillation, teacher, rng)
+    mode = MAGD(trajectory_share=0.0)
+    pool = filled(Distillation(mode, pool_size=30, num_inference_steps=3), teacher, rng)
     assert teacher.forwards == 30 * 3 + 30 * 3
-    # Same runs, same timesteps, but no state is one that a run has passed.
-    rng.manual_seed(0)
-    states = filled(MAGD(pool_size=30, num_inference_steps=3), teacher, rng).lessons
-    assert torch.equal(pool.lessons.t, states.t)
-    assert not (pool.lessons.x_t == states.x_t).flatten(1).all(1).any()
+    # Each is its image, noised: what is left after taking that away is standard normal.
+    lessons = pool.lessons.cast(torch.float32)
+    signal, sigma = teacher.schedule.scales(lessons.t, lessons.x_t)
+    images = teacher.pixel_range.to_model(pool.images).repeat_interleave(3, 0)
+    noise = (lessons.x_t - signal * images) / sigma
+    assert noise[lessons.t > 50].std().item() == pytest.approx(1, abs=0.03)
+    assert (pool.weights == 999 / 3).all()
+    assert len(lessons.t.unique()) > 60
 
 
 def test_guided_pools_teach_a_tenth_of_their_lessons_without_a_class(rng: torch.Generator) -> None:
     teacher = tiny_generator(classes=(0, 1))
-    distillation = MAGD(pool_size=200, num_inference_steps=4, guidance_scale=2.0)
+    distillation = Distillation(pool_size=200, num_inference_steps=4, guidance_scale=2.0)
     pool = filled(distillation, teacher, rng)
     null = pool.lessons.labels == NULL_LABEL
     assert null.double().mean().item() == pytest.approx(0.1, abs=0.03)
@@ -200,12 +206,11 @@ def test_draws_follow_the_weights_and_spread_over_them(rng: torch.Generator) -> 
 
 def test_images_are_drawn_evenly_over_the_classes(rng: torch.Generator) -> None:
     teacher = tiny_generator(classes=(2, 5, 9))
-    pool = filled(MAGD(pool_size=30, num_inference_steps=2), teacher, rng)
+    pool = filled(Distillation(pool_size=30, num_inference_steps=2), teacher, rng)
     for _ in range(5):
-        images, labels = pool.draw_images(12, rng)
-        assert images.shape == (12, 1, 8, 8)
+        labels = pool.labels[pool.draw_slots(12, rng)]
         assert labels.bincount()[[2, 5, 9]].tolist() == [4, 4, 4]
-    assert len(pool.draw_images(100, rng)[1]) == 100
+    assert len(pool.draw_slots(100, rng)) == 100
 
 
 def test_real_images_are_noised_evenly_over_time_with_the_true_answer(
@@ -283,11 +288,11 @@ def test_average_and_student_change_places_without_a_copy() -> None:
 
 def test_a_small_pass_renews_the_oldest_and_restores_the_balance(rng: torch.Generator) -> None:
     teacher = tiny_generator(classes=(0, 1))
-    distillation = MAGD(pool_size=12, num_inference_steps=2)
+    distillation = Distillation(pool_size=12, num_inference_steps=2)
     pool = distillation.empty_pool(teacher)
 
     def fill(count: int, classes: list[int]) -> None:
-        distillation.fill(pool, count, teacher, classes, no_images, rng)
+        distillation.fill(pool, count, Past(teacher, classes, no_images, rng))
 
     fill(4, [0, 1])
     assert pool.counts == {0: 2, 1: 2}
@@ -314,12 +319,12 @@ def test_a_small_pass_renews_the_oldest_and_restores_the_balance(rng: torch.Gene
 
 def test_each_pass_makes_room_by_age(rng: torch.Generator) -> None:
     teacher = tiny_generator(classes=(0,))
-    distillation = MAGD(pool_size=4, num_inference_steps=2)
+    distillation = Distillation(pool_size=4, num_inference_steps=2)
     pool = distillation.empty_pool(teacher)
     renewed = []
     for _ in range(5):
         before = pool.images.clone()
-        distillation.fill(pool, 2, teacher, [0], no_images, rng)
+        distillation.fill(pool, 2, Past(teacher, [0], no_images, rng))
         renewed.append((pool.images != before).flatten(1).any(1).nonzero()[:, 0].tolist())
     assert renewed == [[0, 1], [2, 3], [0, 1], [2, 3], [0, 1]]
 
@@ -330,7 +335,7 @@ def test_each_pass_makes_room_by_age(rng: torch.Generator) -> None:
         ({"pool_size": 0}, ValueError, "pool_size must be at least 1, got 0"),
         ({"pool_size": 2.5}, TypeError, "pool_size must be an integer, got 2.5"),
         ({"num_inference_steps": -1}, ValueError, "num_inference_steps must be at least 1"),
-        ({"snr_band": (1.0, 0.1)}, ValueError, "0 ≤ low < high, or None; got"),
+        ({"snr_band": (1.0, 0.1)}, ValueError, "0 ≤ low < high, 'safe', or None; got"),
         ({"snr_band": (-1.0, 0.1)}, ValueError, "0 ≤ low < high"),
         ({"guidance_scale": 0.5}, ValueError, "guidance_scale must be a number from 1 to 100"),
         ({"guidance_scale": math.nan}, ValueError, "guidance_scale must be a number"),
@@ -345,8 +350,9 @@ def test_each_pass_makes_room_by_age(rng: torch.Generator) -> None:
 def test_absurd_arguments_are_refused(
     arguments: dict[str, Any], error: type[Exception], message: str
 ) -> None:
+    of_mode = {"snr_band", "trajectory_share"} & set(arguments)
     with pytest.raises(error, match=message):
-        MAGD(**arguments)
+        MAGD(**arguments) if of_mode else Distillation(**arguments)
 
 
 def test_lessons_are_joined_and_chosen_row_by_row() -> None:

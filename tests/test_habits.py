@@ -21,7 +21,7 @@ from torch import nn
 
 from avalanche_magd import MAGDPlugin
 from avalanche_magd.benchmarks import split_digits
-from avalanche_magd.distillation import MAGD
+from avalanche_magd.distillation import Distillation
 
 ACCURACY = "Top1_Acc_Stream/eval_phase/test_stream"
 
@@ -128,7 +128,7 @@ def test_loggers_of_every_kind_run_beside_replay(digits: Any, tmp_path: Path) ->
 
 
 def test_generator_and_training_drop_into_avalanches_own_generative_replay(digits: Any) -> None:
-    training = tiny_training(distillation=MAGD(pool_size=12, num_inference_steps=2))
+    training = tiny_training(distillation=Distillation(pool_size=12, num_inference_steps=2))
     model = SimpleMLP(num_classes=10, input_size=64, hidden_size=16)
     strategy = GenerativeReplay(
         model=model,

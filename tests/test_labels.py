@@ -18,7 +18,7 @@ from torch.utils.data import TensorDataset
 
 from avalanche_magd.benchmarks import split_digits
 from avalanche_magd.classes import NULL_LABEL, ClassTable, classes_of
-from avalanche_magd.distillation import MAGD
+from avalanche_magd.distillation import Distillation
 
 
 class Shown(SupervisedPlugin):
@@ -186,10 +186,32 @@ def test_a_class_index_of_one_label_space_is_its_number() -> None:
 
 def test_present_classes_of_an_online_part_are_not_generated() -> None:
     parts = list(split_online_stream(split_digits(5, seed=0).train_stream[:2], 90, seed=0))
-    training = tiny_training(distillation=MAGD(pool_size=40, num_inference_steps=2))
+    training = tiny_training(distillation=Distillation(pool_size=40, num_inference_steps=2))
     for part in parts:
         training.fill_pool(part)
         old = set(training.pool.classes) if training.pool else set()
         assert not old & {label for label, _ in classes_of(part.dataset)}
         training.train(part, eval_streams=[])
     assert old == {1, 4}
+
+
+def test_samples_whose_labels_the_targets_do_not_name_are_refused() -> None:
+    images = torch.rand(20, 1, 8, 8)
+    dataset = AvalancheDataset(
+        [TensorDataset(images, torch.tensor([5, 6] * 10))],
+        data_attributes=[DataAttribute([0, 1] * 10, "targets")],
+    )
+    recorder = Shown()
+    strategy = naive([tiny_plugin(), recorder])
+    with pytest.raises(ValueError, match=r"The samples have labels \[.*6.*\] that the dataset"):
+        strategy.train(benchmark_from_datasets(train=[dataset]).streams["train"][0])
+
+
+def test_online_parts_replay_every_class_of_a_whole_experience_before() -> None:
+    benchmark = split_digits(2, seed=0)
+    training = tiny_training(distillation=Distillation(pool_size=40, num_inference_steps=2))
+    training.train(benchmark.train_stream[0], eval_streams=[])
+    parts = split_online_stream(benchmark.train_stream[1:], experience_size=10)
+    training.fill_pool(next(iter(parts)))
+    assert training.pool is not None
+    assert training.pool.classes == sorted(benchmark.train_stream[0].classes_in_this_experience)

@@ -1,5 +1,6 @@
 """MAGDPlugin inside real Avalanche strategies: what reaches the solver, and what does not."""
 
+import copy
 import pickle
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch.utils.data import TensorDataset
 from avalanche_magd import MAGDPlugin
 from avalanche_magd.benchmarks import split_digits
 from avalanche_magd.cost import Cost
-from avalanche_magd.distillation import MAGD
+from avalanche_magd.distillation import Distillation
 
 
 class Recorder(SupervisedPlugin):
@@ -68,6 +69,112 @@ def test_generated_rows_of_old_classes_reach_the_solver_and_leave(
     assert strategy.train_mb_size == 32
     assert plugin.generator_strategy is not None
     assert plugin.generator_strategy.pool is None
+
+
+def test_a_share_of_the_current_classes_is_generated_too(digits: Any) -> None:
+    recorder, plugin = Recorder(), tiny_plugin(generated_share=0.5)
+    strategy = naive([plugin, recorder])
+    first, second = digits.train_stream[:2]
+    strategy.train(first)
+    assert all(len(shown[1]) <= 32 for shown in recorder.shown)
+    recorder.shown.clear()
+    recorder.left.clear()
+    strategy.train(second)
+    current = set(second.classes_in_this_experience)
+    real = generated = old = 0
+    for shown, left in zip(recorder.shown, recorder.left, strict=True):
+        rows = len(left[0])
+        is_current = [label in current for label in shown[1].tolist()]
+        assert all(is_current[:rows])
+        real += rows
+        generated += sum(is_current[rows:])
+        old += len(is_current) - sum(is_current)
+    assert generated == real
+    assert old == pytest.approx(2 * real, abs=1)  # as many classes of each kind
+    # Its cost is its own: no lesson came of it.
+    assert plugin.cost.lessons == plugin.cost.generation.forwards == 20 * 3
+    assert plugin.cost.replay.forwards == 10 * 3
+
+
+def test_the_generator_learns_an_experience_before_the_solver(digits: Any) -> None:
+    classes: list[list[int]] = []
+
+    class Looker(SupervisedPlugin):
+        def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+            generator = plugin.generator
+            assert generator is not None
+            classes.append(generator.classes)
+
+    plugin = tiny_plugin()
+    naive([plugin, Looker()]).train(digits.train_stream[0])
+    present = sorted(digits.train_stream[0].classes_in_this_experience)
+    assert classes == [present] * len(classes) != []
+
+
+def test_an_interrupted_experience_is_generated_and_learnt_once(digits: Any) -> None:
+    class Stop(SupervisedPlugin):
+        armed = False
+
+        def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+            if self.armed:
+                raise InterruptedError
+
+    plugin, stop = tiny_plugin(generated_share=0.5), Stop()
+    strategy = naive([plugin, stop])
+    strategy.train(digits.train_stream[0])
+    stop.armed = True
+    with pytest.raises(InterruptedError):
+        strategy.train(digits.train_stream[1])
+    stop.armed = False
+    spent, replay = copy.deepcopy(plugin.cost), plugin.replay
+    assert replay is not None
+    assert set(replay.past.classes) == set(digits.train_stream[0].classes_in_this_experience)
+    seen = []
+    original = plugin.before_training_iteration
+    plugin.before_training_iteration = lambda *a, **k: (
+        seen.append(plugin.replay) or original(*a, **k)
+    )
+    strategy.train(digits.train_stream[1])
+    assert plugin.cost.forwards == spent.forwards
+    assert all(each is replay for each in seen)
+    assert plugin.replay is None
+
+
+def test_soft_labels_draw_the_solver_towards_its_old_answers(digits: Any) -> None:
+    drift = {}
+    for weight in (0.0, 50.0):
+        torch.manual_seed(0)
+        plugin = tiny_plugin(soft_label_weight=weight)
+        strategy = naive([plugin], train_epochs=3)
+        images = torch.stack([row[0] for row in digits.train_stream[0].dataset])
+        old = sorted(digits.train_stream[0].classes_in_this_experience)
+        answers = []
+        for experience in digits.train_stream[:2]:
+            strategy.train(experience)
+            answers.append(strategy.model.eval()(images)[:, old].softmax(1))
+        drift[weight] = (answers[1] - answers[0]).abs().mean().item()
+    assert drift[50.0] < drift[0.0] / 2
+
+
+def test_the_solver_of_the_past_selects_what_is_replayed(digits: Any) -> None:
+    recorder = Recorder()
+    plugin = tiny_plugin(select=True, pool_size=60)
+    strategy = naive([plugin, recorder])
+    strategy.train(digits.train_stream[0])
+    solver = copy.deepcopy(strategy.model).eval()
+    old = sorted(digits.train_stream[0].classes_in_this_experience)
+    recorder.shown.clear()
+    strategy.train(digits.train_stream[1])
+    images, labels = (torch.cat(column) for column in list(zip(*recorder.shown, strict=True))[:2])
+    generated = torch.isin(labels, torch.tensor(old))
+    with torch.no_grad():
+        seen = torch.tensor(old)[solver(images[generated])[:, old].argmax(1)]
+    right = seen == labels[generated]
+    # A class in which it recognises no image keeps them all.
+    for label in old:
+        of_class = right[labels[generated] == label]
+        assert of_class.all() or not of_class.any()
+    assert right.any()
 
 
 def test_metrics_count_real_rows_only(digits: Any) -> None:
@@ -230,7 +337,7 @@ def test_the_default_budget_grows_with_the_image_side() -> None:
 
 
 def test_a_generator_strategy_of_the_users_own_is_used(digits: Any) -> None:
-    training = tiny_training(distillation=MAGD(pool_size=10, num_inference_steps=2))
+    training = tiny_training(distillation=Distillation(pool_size=10, num_inference_steps=2))
     plugin = MAGDPlugin(training)
     assert plugin.generator is training.model
     strategy = naive([plugin])

@@ -4,14 +4,26 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import tiny_generator
 
-from avalanche_magd.replay import (
-    append_replay,
-    balanced_replay_size,
-    trim_replay,
-)
+from avalanche_magd.distillation import Distillation, Pool
+from avalanche_magd.distillation.distillation import Past
+from avalanche_magd.replay import Replay, append_replay, soft_label_loss, trim_replay
+
+
+def pool_of(classes: list[int], size: int = 20) -> Pool:
+    generator = tiny_generator(classes=tuple(classes))
+    pool = Pool(size, 0, (1, 8, 8), generator.device)
+    rng = torch.Generator().manual_seed(0)
+
+    def no_images(count: int) -> torch.Tensor:
+        raise AssertionError("current images were asked for")
+
+    past = Past(generator, classes, no_images, rng)
+    Distillation(pool_size=size, num_inference_steps=1).fill(pool, size, past)
+    return pool
 
 
 @pytest.mark.parametrize("columns", [2, 3])
@@ -33,9 +45,51 @@ def test_rows_are_appended_in_the_minibatchs_dtypes_and_trimmed(columns: int) ->
     assert strategy.mb_output.shape == (4, 10)
 
 
-@given(rows=st.integers(1, 256), current=st.integers(1, 10), old=st.integers(1, 90))
-def test_an_old_class_gets_as_many_rows_as_a_current_one(
-    rows: int, current: int, old: int
-) -> None:
-    size = balanced_replay_size(rows, current, old)
-    assert size / old == pytest.approx(rows / current)
+@settings(max_examples=30, deadline=None)
+@given(
+    rows=st.integers(1, 40),
+    current=st.integers(1, 4),
+    old=st.integers(1, 9),
+    share=st.sampled_from([0.0, 0.25, 0.5]),
+)
+def test_every_class_gets_as_many_rows(rows: int, current: int, old: int, share: float) -> None:
+    past, now = pool_of(list(range(old))), pool_of(list(range(50, 50 + current)))
+    replay = Replay(past, now if share else None, current, None, share)
+    rng = torch.Generator().manual_seed(0)
+    seen = torch.cat([replay.draw(rows, rng)[1] for _ in range(30)])
+    generated = int((seen >= 50).sum())
+    # Rounded down over the whole, not in each mini-batch.
+    assert generated == pytest.approx(30 * rows * share / (1 - share), abs=1.01)
+    assert len(seen) - generated == pytest.approx(
+        (30 * rows + generated) * old / current, abs=1 + old / current
+    )
+
+
+def test_a_fixed_replay_size_concerns_old_classes_alone() -> None:
+    replay = Replay(pool_of([0, 1]), pool_of([5]), 1, 3, 0.5)
+    images, numbers, slots = replay.draw(4, torch.Generator().manual_seed(0))
+    assert len(slots) == 3
+    assert torch.equal(images[:3], replay.past.images[slots])
+    assert torch.equal(numbers[:3], replay.past.labels[slots])
+    assert numbers[3:].tolist() == [5] * 4
+
+
+def test_selected_images_alone_are_drawn_but_no_class_is_lost() -> None:
+    pool = pool_of([0, 1, 2], size=30)
+    chosen = torch.zeros(30, dtype=torch.bool)
+    chosen[(pool.labels == 1).nonzero()[0]] = True
+    chosen[(pool.labels == 2).nonzero()[:5, 0]] = True
+    pool.select(chosen)
+    drawn = pool.draw_slots(300, torch.Generator().manual_seed(0))
+    assert pool.labels[drawn].bincount().tolist() == [100, 100, 100]
+    assert len(drawn[pool.labels[drawn] == 0].unique()) == 10  # none was chosen: all stay
+    assert chosen[drawn[pool.labels[drawn] > 0]].all()
+
+
+def test_soft_labels_are_matched_exactly_by_the_same_answer() -> None:
+    soft = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, 1.0]])
+    assert soft_label_loss(soft + 7, soft).item() == pytest.approx(0, abs=1e-6)
+    logits = torch.zeros(2, 3)
+    target = (soft / 2).softmax(1)
+    by_hand = 4 * (target * (target.log() - torch.tensor(1 / 3).log())).sum(1).mean()
+    assert soft_label_loss(logits, soft).item() == pytest.approx(by_hand.item(), rel=1e-5)

@@ -4,16 +4,20 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from avalanche.benchmarks import benchmark_from_datasets
+from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
 from tiny import tiny_generator, tiny_training
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from avalanche_magd import MAGDPlugin, MAGDTraining
-from avalanche_magd.distillation import MAGD
+from avalanche_magd.distillation import Distillation, baselines
 from avalanche_magd.files import previous
 
-SMALL = MAGD(pool_size=12, num_inference_steps=4)
+SMALL = Distillation(pool_size=12, num_inference_steps=4)
 
 
 class InterruptError(Exception):
@@ -22,13 +26,13 @@ class InterruptError(Exception):
 
 def build(folder: Path | None, **kwargs: Any) -> MAGDTraining:
     torch.manual_seed(0)
-    arguments: dict[str, Any] = {"train_iterations": 10, "checkpoint_every": 3}
-    return tiny_training(
-        model=tiny_generator(dropout=0.1),
-        distillation=SMALL,
-        checkpoint_folder=folder,
-        **{**arguments, **kwargs},
-    )
+    arguments: dict[str, Any] = {
+        "model": tiny_generator(dropout=0.1),
+        "distillation": SMALL,
+        "train_iterations": 10,
+        "checkpoint_every": 3,
+    }
+    return tiny_training(checkpoint_folder=folder, **{**arguments, **kwargs})
 
 
 def train(training: MAGDTraining, stream: Any) -> Tensor:
@@ -79,7 +83,9 @@ def test_a_run_that_is_interrupted_goes_on_in_the_same_process(
         training.train(stream[1], eval_streams=[])
     training.criterion = original
     before = training.cost.generation.forwards, training.cost.training.backwards
-    assert torch.equal(train(training, stream[1:]), undisturbed)
+    # A stream makes its experiences anew each time that it is asked for them.
+    assert digits.train_stream[1] is not stream[1]
+    assert torch.equal(train(training, digits.train_stream[1:2]), undisturbed)
     assert training.cost.generation.forwards == before[0]
     assert training.cost.training.backwards == before[1] + 7 * 16
 
@@ -117,6 +123,7 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_used(
         {"train_iterations": 9},
         {"data": 1},
         {"lr": 2e-3},
+        {"distillation": Distillation(baselines.dgr, pool_size=12, num_inference_steps=4)},
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused_by_name(
@@ -137,6 +144,37 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(
         assert torch.equal(train(rebuild(tmp_path), stream), expected)
     named = [Path(str(each.message).split(" is not used")[0]).name for each in warned]
     assert named == ["experience-0.pt", "experience-0.pt.previous"]
+
+
+@pytest.mark.parametrize("changed", ["labels", "images"])
+def test_a_checkpoint_of_other_data_of_the_same_size_is_refused(
+    changed: str, tmp_path: Path
+) -> None:
+    images, labels = torch.rand(40, 1, 8, 8), [0, 1] * 20
+
+    def experience(images: Tensor, labels: list[int]) -> Any:
+        dataset = AvalancheDataset(
+            [TensorDataset(images, torch.tensor(labels))],
+            data_attributes=[DataAttribute(labels, "targets")],
+        )
+        return benchmark_from_datasets(train=[dataset]).streams["train"][0]
+
+    train(build(tmp_path), [experience(images, labels)])
+    train(build(tmp_path), [experience(images.clone(), list(labels))])  # the same: no warning
+    if changed == "labels":
+        labels = [1, 0] * 20
+    else:
+        images[1:] = images[1:].flip(0)
+    with pytest.warns(UserWarning, match="it is of another run"):
+        train(build(tmp_path), [experience(images, labels)])
+
+
+def test_a_numpy_learning_rate_does_not_spoil_a_checkpoint(digits: Any, tmp_path: Path) -> None:
+    for trained in (True, False):
+        training = build(tmp_path)
+        training.optimizer.param_groups[0]["lr"] = np.logspace(-3, -2, 2)[0]
+        training.train(digits.train_stream[0], eval_streams=[])
+        assert (training.cost.training.backwards > 0) == trained
 
 
 def test_a_checkpoint_runs_no_code(digits: Any, tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from tiny import tiny_generator, tiny_training
 from torch import nn
 
 from avalanche_magd import MAGDTraining
-from avalanche_magd.distillation import MAGD
+from avalanche_magd.distillation import MAGD, Distillation
 
-SMALL = MAGD(pool_size=12, num_inference_steps=4)
+SMALL = Distillation(pool_size=12, num_inference_steps=4)
 
 
 class CallCounter:
@@ -54,7 +54,7 @@ def test_the_costs_are_what_a_wrapped_network_counts(
     digits: Any, snr_band: tuple[float, float] | None
 ) -> None:
     training = tiny_training(
-        distillation=MAGD(pool_size=12, num_inference_steps=10, snr_band=snr_band)
+        distillation=Distillation(MAGD(snr_band=snr_band), pool_size=12, num_inference_steps=10)
     )
     training.train(digits.train_stream[0], eval_streams=[])
     first = copy.deepcopy(training.cost)
@@ -126,7 +126,9 @@ def test_a_seed_decides_everything_and_the_global_state_stays(digits: Any) -> No
     for disturbance in (1, 2):
         torch.manual_seed(0)
         training = tiny_training(
-            distillation=MAGD(pool_size=8, num_inference_steps=2, snr_band=(0.1, 9.0))
+            distillation=Distillation(
+                MAGD(snr_band=(0.1, 9.0)), pool_size=8, num_inference_steps=2
+            )
         )
         torch.manual_seed(disturbance)
         before = torch.get_rng_state()
@@ -153,7 +155,7 @@ def test_lessons_teach_the_student_what_the_teacher_knew(digits: Any) -> None:
             train_mb_size=32,
             train_iterations=60,
             replay_weight=replay_weight,
-            distillation=MAGD(pool_size=100, num_inference_steps=10),
+            distillation=Distillation(pool_size=100, num_inference_steps=10),
         )
         student.train(digits.train_stream[1], eval_streams=[])
         with student.model.frozen() as model:
@@ -209,7 +211,7 @@ def test_a_loss_that_is_not_finite_stops_training_and_good_weights_stay(
 
 def test_parts_of_an_online_stream_cost_the_same_and_go_on_with_one_student(digits: Any) -> None:
     training = tiny_training(
-        distillation=MAGD(pool_size=40, num_inference_steps=2),
+        distillation=Distillation(pool_size=40, num_inference_steps=2),
         train_iterations=100,
         online_share=0.1,
     )
@@ -261,7 +263,7 @@ def test_a_teacher_may_generate_in_half_precision(digits: Any) -> None:
         torch.manual_seed(0)
         training = tiny_training(
             model=tiny_generator(classes=(0, 1)),
-            distillation=MAGD(pool_size=10, num_inference_steps=3, teacher_dtype=dtype),
+            distillation=Distillation(pool_size=10, num_inference_steps=3, teacher_dtype=dtype),
         )
         kinds = set()
         training.model.network.conv_in.register_forward_hook(

@@ -4,16 +4,19 @@ from typing import Any
 
 import pytest
 import torch
+from avalanche.benchmarks import benchmark_from_datasets
+from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
 from hypothesis import given
 from hypothesis import strategies as st
 from test_labels import Shown
 from tiny import naive, tiny_generator, tiny_plugin, tiny_training
 from torch import Tensor
+from torch.utils.data import TensorDataset
 from torchvision import transforms
 
 from avalanche_magd import MAGDPlugin
 from avalanche_magd.benchmarks import split_digits
-from avalanche_magd.distillation import MAGD
+from avalanche_magd.distillation import Distillation
 from avalanche_magd.pixels import PixelRange
 
 TINT = torch.tensor([1, 0.5, 0.2])[:, None, None]
@@ -51,7 +54,7 @@ def test_replay_has_the_mean_and_the_spread_of_real_data(
         model=tiny_generator(tuple(real.shape[1:])),
         train_iterations=300,
         train_mb_size=16,
-        distillation=MAGD(pool_size=60),
+        distillation=Distillation(pool_size=60),
     )
     shown = Shown()
     strategy = naive([MAGDPlugin(training, seed=0), shown], input_size=real[0].numel())
@@ -94,3 +97,19 @@ def test_a_training_transform_of_another_size_is_refused_before_any_step() -> No
     with pytest.raises(ValueError, match=r"shape \(1, 6, 6\), the evaluation transform of shape"):
         strategy.train(benchmark.train_stream[0])
     assert strategy.clock.train_iterations == 0
+
+
+def test_images_beyond_the_range_of_the_first_experience_are_told_of() -> None:
+    def experience(low: float, high: float, label: int) -> Any:
+        images = torch.rand(20, 1, 8, 8) * (high - low) + low
+        dataset = AvalancheDataset(
+            [TensorDataset(images, torch.full((20,), label))],
+            data_attributes=[DataAttribute([label] * 20, "targets")],
+        )
+        return benchmark_from_datasets(train=[dataset]).streams["train"][0]
+
+    training = tiny_training()
+    training.train(experience(0, 0.5, 0), eval_streams=[])
+    training.train(experience(-0.02, 0.52, 1), eval_streams=[])
+    with pytest.warns(UserWarning, match=r"Pixels go from 0\.\d+ to 0\.9\d+, beyond the range"):
+        training.train(experience(0.3, 1, 2), eval_streams=[])

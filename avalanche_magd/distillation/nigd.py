@@ -18,11 +18,11 @@ References:
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from avalanche_magd.distillation.batch import LessonBatch
-from avalanche_magd.sampling import Trajectory
+from avalanche_magd.sampling import Trajectory, steps_at, stretches
 
 
 def trajectory_lessons(
@@ -32,40 +32,32 @@ def trajectory_lessons(
 
     Args:
         trajectory: of k states and b images.
-        kept: lessons per image, at most k; fewer are a random choice.
+        kept: lessons per image, at most k. Fewer are drawn, each state in proportion to the
+            stretch of t that it stands for; then all weigh the same.
         rng: source of that choice.
 
     Returns:
         b·kept lessons, those of an image next to one another, and weights that sum to T − 1 over
-        the k states of each.
+        those of each.
     """
-    states, timesteps, outputs, labels, _ = trajectory
-    t = timesteps.float()
-    middle = (t[:-1] + t[1:]) / 2
-    above = torch.cat([t[:1], middle])
-    below = torch.cat([middle, torch.zeros_like(t[:1])])
-    step = torch.arange(len(t), device=t.device).expand(len(labels), -1)
-    if kept < len(t):
-        jitter = torch.rand(step.shape, generator=rng, device=t.device)
-        step = jitter.argsort(1)[:, :kept]
-    index = (step, torch.arange(len(labels), device=t.device)[:, None])
-    lessons = LessonBatch(
-        states[index].flatten(0, 1),
-        timesteps[index].flatten(),
-        labels.repeat_interleave(step.shape[1]),
-        outputs[index].flatten(0, 1),
+    length, count = stretches(trajectory.timesteps), len(trajectory.labels)
+    device = length.device
+    if kept == len(length):
+        step = torch.arange(kept, device=device).expand(count, -1)
+        weights = length.T
+    else:
+        jitter = torch.rand(count, kept, generator=rng, device=device)
+        step = steps_at(length, (torch.arange(kept, device=device) + jitter) / kept)
+        weights = (length.sum(0) / kept)[:, None].expand(-1, kept)
+    return lessons_at(trajectory, step), weights.flatten()
+
+
+def lessons_at(trajectory: Trajectory, step: Int[Tensor, "b n"]) -> LessonBatch:
+    """The states of b runs at n steps each, those of a run next to one another."""
+    index = (step, torch.arange(len(step), device=step.device)[:, None])
+    return LessonBatch(
+        trajectory.states[index].flatten(0, 1),
+        trajectory.timesteps[index].flatten(),
+        trajectory.labels.repeat_interleave(step.shape[1]),
+        trajectory.outputs[index].flatten(0, 1),
     )
-    return lessons, (above - below)[index].flatten()
-
-
-def off_trajectory(
-    count: int, trajectory_share: float, rng: torch.Generator
-) -> Bool[Tensor, " {count}"]:
-    """Which lessons shall start from a finished image, noised again, not from a state.
-
-    Args:
-        count: number of lessons.
-        trajectory_share: expected share of lessons that keep their state; 1 keeps them all.
-        rng: source of the choice.
-    """
-    return torch.rand(count, generator=rng, device=rng.device) >= trajectory_share

@@ -16,7 +16,7 @@ each draw is spread evenly over both.
 from collections import Counter, defaultdict, deque
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from avalanche_magd.distillation.batch import LessonBatch
@@ -27,7 +27,7 @@ class Pool:
 
     Args:
         size: number of slots.
-        lessons_per_image: k.
+        lessons_per_image: k; may be 0.
         image_shape: channels, height and width.
         device: where it lives.
 
@@ -62,7 +62,7 @@ class Pool:
     @property
     def counts(self) -> Counter[int]:
         """How many images there are of each class."""
-        return Counter(self.labels[self._born > 0].tolist())
+        return Counter(self.labels[self._born != 0].tolist())
 
     @property
     def classes(self) -> list[int]:
@@ -76,6 +76,11 @@ class Pool:
             tensor.nbytes for tensor in vars(self).values() if isinstance(tensor, Tensor)
         )
 
+    @property
+    def lessons_per_image(self) -> int:
+        """How many lessons each slot has room for."""
+        return len(self.weights) // len(self.labels)
+
     def slots_for(self, labels: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
         """Where new images of these classes go: no more of them than the pool has slots."""
         born = self._born.tolist()
@@ -83,7 +88,7 @@ class Pool:
         counts = self.counts + Counter(labels.tolist())
         oldest: dict[int, deque[int]] = defaultdict(deque)
         for slot, label in sorted(enumerate(self.labels.tolist()), key=lambda row: born[row[0]]):
-            if born[slot]:
+            if born[slot] > 0:
                 oldest[label].append(slot)
         while len(slots) < len(labels):
             largest = max((label for label in oldest if oldest[label]), key=counts.__getitem__)
@@ -96,8 +101,7 @@ class Pool:
         slots: Int[Tensor, " n"],
         images: Float[Tensor, "n c h w"],
         labels: Int[Tensor, " n"],
-        lessons: LessonBatch,
-        weights: Float[Tensor, " m"],
+        lessons: tuple[LessonBatch, Float[Tensor, " m"]] | None = None,
     ) -> None:
         """Fill slots; afterwards, once for all slots of a pass, :meth:`sort`.
 
@@ -105,17 +109,18 @@ class Pool:
             slots: to fill.
             images: of each slot, in the user's range.
             labels: of each image.
-            lessons: k of each image, those of an image next to one another.
-            weights: of each lesson.
+            lessons: k of each image, those of an image next to one another, and their weights.
         """
-        each = len(self.weights) // len(self.labels)
-        rows = (slots[:, None] * each + torch.arange(each, device=slots.device)).flatten()
         self.images[slots] = images
         self.labels[slots] = labels
-        for column, values in zip(self.lessons, lessons, strict=True):
-            column[rows] = values.to(column.dtype)
-        self.weights[rows] = weights
         self._born[slots] = -1
+        if lessons is None:
+            return
+        each = self.lessons_per_image
+        rows = (slots[:, None] * each + torch.arange(each, device=slots.device)).flatten()
+        for column, values in zip(self.lessons, lessons[0], strict=True):
+            column[rows] = values.to(column.dtype)
+        self.weights[rows] = lessons[1]
 
     def sort(self) -> None:
         """End a pass: what it wrote can be drawn."""
@@ -129,7 +134,7 @@ class Pool:
         self._cumulative_images = (1 / counts.double())[class_index[by_label]].cumsum(0)
         share = torch.zeros(len(self.labels), dtype=torch.float64, device=self.labels.device)
         share[filled] = 1 / counts.double()[class_index]
-        weights = self.weights * share.repeat_interleave(len(self.weights) // len(self.labels))
+        weights = self.weights * share.repeat_interleave(self.lessons_per_image)
         written = weights.nonzero()[:, 0]
         self._by_t = written[self.lessons.t[written].argsort(stable=True)]
         self._cumulative_lessons = weights[self._by_t].cumsum(0)
@@ -139,12 +144,18 @@ class Pool:
         index = stratified_draw(self._cumulative_lessons, count, rng)
         return self.lessons.rows(self._by_t[index]).cast(torch.float32)
 
-    def draw_images(
-        self, count: int, rng: torch.Generator
-    ) -> tuple[Float[Tensor, "{count} c h w"], Int[Tensor, " {count}"]]:
-        """Images and their labels, spread evenly over the classes."""
-        index = self._by_label[stratified_draw(self._cumulative_images, count, rng)]
-        return self.images[index], self.labels[index]
+    def draw_slots(self, count: int, rng: torch.Generator) -> Int[Tensor, " {count}"]:
+        """Slots of images, spread evenly over the classes."""
+        return self._by_label[stratified_draw(self._cumulative_images, count, rng)]
+
+    def select(self, chosen: Bool[Tensor, " n"]) -> None:
+        """Draw only chosen images from now on; a class without any keeps all of its own."""
+        kept = chosen[self._by_label]
+        labels = self.labels[self._by_label]
+        kept |= ~torch.isin(labels, labels[kept])
+        self._by_label = self._by_label[kept]
+        counts = self.labels[self._by_label].bincount().double()
+        self._cumulative_images = (1 / counts[self.labels[self._by_label]]).cumsum(0)
 
 
 def stratified_draw(

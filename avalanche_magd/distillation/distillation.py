@@ -1,0 +1,262 @@
+"""How a teacher's knowledge is passed on: one generation pass becomes a pool.
+
+A run of K steps costs K forwards (2K with classifier-free guidance) and leaves K lessons with
+their answers. Only a lesson whose input or label was changed afterwards costs one more forward.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from avalanche_magd.arguments import check_count, check_number
+from avalanche_magd.classes import NULL_LABEL
+from avalanche_magd.distillation.batch import LessonBatch, ask_again
+from avalanche_magd.distillation.cggd import (
+    LABEL_DROPOUT,
+    Classifier,
+    ClassifierFreeGuidance,
+    ClassifierGuidance,
+    without_class,
+)
+from avalanche_magd.distillation.draft import CurrentImages, Draft, Mode, Source
+from avalanche_magd.distillation.magd import MAGD
+from avalanche_magd.distillation.pool import Pool, image_bytes, lesson_bytes
+from avalanche_magd.generator import DiffusionGenerator
+from avalanche_magd.samplers import Images, Indices, SamplerName, check_sampler
+from avalanche_magd.sampling import Guidance, Trajectory, balanced_labels, reverse_runs
+
+BATCH_SIZE = 256
+"""Images that are generated at once."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """Who is asked about the past.
+
+    Attributes:
+        teacher: the generator as it was taught so far.
+        classes: that it shall generate, ascending.
+        current_images: images of the current experience.
+        rng: source of randomness, on the teacher's device.
+        classifier: the solver of the past, where :attr:`Distillation.asks_solver` says so.
+    """
+
+    teacher: DiffusionGenerator
+    classes: list[int]
+    current_images: CurrentImages
+    rng: torch.Generator
+    classifier: Classifier | None = None
+
+    def recognised(self, images: Images) -> Indices:
+        """The class that the solver of the past sees in each image, in [−1, 1]."""
+        assert self.classifier is not None
+        best = self.classifier(images, self.classes).argmax(1)
+        return torch.tensor(self.classes, device=best.device)[best]
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How a teacher generates, and which lessons become of it. The defaults are MAGD's.
+
+    Args:
+        mode: which lessons; see :class:`~avalanche_magd.distillation.MAGD` and
+            :mod:`~avalanche_magd.distillation.baselines`. ``None``: none, which is fine-tuning.
+        pool_size: images generated per experience, over all old classes.
+        num_inference_steps: K, network calls per image.
+        sampler: how a run steps from state to state.
+        eta: share of new noise of a DDIM run, in [0, 1].
+        guidance_scale: strength of classifier-free guidance; 1 is none.
+        classifier_scale: strength of guidance by the solver; 0 is none.
+        conditional: whether the network is told classes. If not, the solver of the past says what
+            was generated.
+        fresh: whether lessons are made anew in each training step, as the published baselines do,
+            one from each image. If not, they wait in a pool.
+        max_pool_bytes: bound on the pool's size in memory. If not all lessons fit, a random subset
+            of each image's is kept.
+        teacher_dtype: precision in which the teacher generates and answers, by autocast; ``None``
+            is that of its weights. ``torch.bfloat16`` is for devices that are faster in it.
+
+    Raises:
+        TypeError: a count that is not an integer.
+        ValueError: an argument out of range.
+    """
+
+    mode: Mode | None = field(default_factory=MAGD)
+    pool_size: int = 2000
+    num_inference_steps: int = 10
+    sampler: SamplerName = "ddim"
+    eta: float = 0.0
+    guidance_scale: float = 1.0
+    classifier_scale: float = 0.0
+    conditional: bool = True
+    fresh: bool = False
+    max_pool_bytes: int = 2**30
+    teacher_dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        check_count("pool_size", self.pool_size)
+        check_count("num_inference_steps", self.num_inference_steps)
+        check_sampler(self.sampler, self.eta)
+        check_number("guidance_scale", self.guidance_scale, at_least=1, at_most=100)
+        check_number("classifier_scale", self.classifier_scale, at_least=0, at_most=100)
+        if not self.conditional and (self.guidance_scale > 1 or self.classifier_scale):
+            raise ValueError(
+                "Guidance is towards a class: conditional=False leaves none to steer to."
+            )
+        check_count("max_pool_bytes", self.max_pool_bytes)
+
+    @property
+    def asks_solver(self) -> bool:
+        """Whether the solver of the past is needed."""
+        return self.classifier_scale > 0 or not self.conditional
+
+    def lessons_per_image(self, generator: DiffusionGenerator) -> int:
+        """How many lessons a pool keeps of each image, at most K, so that it fits its bytes.
+
+        Raises:
+            ValueError: not even one lesson per image fits, or K exceeds the generator's noise
+                levels.
+        """
+        if self.num_inference_steps > generator.schedule.num_train_timesteps:
+            raise ValueError(
+                f"num_inference_steps must be at most {generator.schedule.num_train_timesteps}, "
+                f"the generator's number of noise levels; got {self.num_inference_steps}."
+            )
+        wanted = 0 if self.mode is None or self.fresh else self.num_inference_steps
+        pixels = math.prod(generator.image_shape)
+        left = self.max_pool_bytes // self.pool_size - image_bytes(pixels)
+        if left < min(wanted, 1) * lesson_bytes(pixels):
+            needed = self.pool_size * (image_bytes(pixels) + min(wanted, 1) * lesson_bytes(pixels))
+            raise ValueError(
+                f"max_pool_bytes={self.max_pool_bytes:,} does not hold "
+                f"pool_size={self.pool_size:,} images of shape {generator.image_shape}"
+                f"{' with a lesson each' if wanted else ''}: that takes {needed:,} bytes."
+            )
+        return min(wanted, left // lesson_bytes(pixels))
+
+    def empty_pool(self, generator: DiffusionGenerator) -> Pool:
+        """Room for ``pool_size`` images of this generator and their lessons."""
+        kept = self.lessons_per_image(generator)
+        return Pool(self.pool_size, kept, generator.image_shape, generator.device)
+
+    @property
+    def null_share(self) -> float:
+        """The share of lessons that are taught without a class."""
+        if not self.conditional:
+            return 1.0
+        return LABEL_DROPOUT if self.guidance_scale > 1 else 0.0
+
+    def fill(self, pool: Pool, count: int, past: Past, *, progress: bool = False) -> None:
+        """One generation pass.
+
+        Args:
+            pool: where images go, and lessons if it has room for any.
+            count: images to generate; at most the pool's size.
+            past: what is asked; of its classes those come first that the pool has fewest of.
+            progress: show a bar, if standard error is a terminal.
+
+        Raises:
+            ValueError: the pool is smaller than the number of classes.
+        """
+        if len(pool.labels) < len(past.classes):
+            raise ValueError(
+                f"pool_size={len(pool.labels)} leaves some of the {len(past.classes)} classes "
+                "without an image: make it several times larger."
+            )
+        labels = balanced_labels(count, past.classes, past.rng, pool.counts)
+        with self._teaching(past), _progress_bar(count, progress) as bar:
+            for chosen in torch.split(labels, BATCH_SIZE):
+                source = self._source(past, chosen)
+                run = source.run(None)
+                if not self.conditional:
+                    chosen = past.recognised(run.images)
+                lessons = None
+                if pool.lessons_per_image and self.mode is not None:
+                    source = replace(source, run=_finished(run))
+                    lessons = self._answered(self.mode(source, pool.lessons_per_image), past)
+                images = past.teacher.pixel_range.to_data(run.images)
+                pool.write(pool.slots_for(chosen), images, chosen, lessons)
+                bar.update(len(chosen))
+        pool.sort()
+
+    def fresh_lessons(self, count: int, past: Past) -> LessonBatch:
+        """That many lessons, each from an image of its own, balanced over the classes."""
+        assert self.mode is not None
+        labels = balanced_labels(count, past.classes, past.rng)
+        with self._teaching(past):
+            lessons, _ = self._answered(self.mode(self._source(past, labels), 1), past)
+        return lessons
+
+    def _teaching(self, past: Past) -> AbstractContextManager[DiffusionGenerator]:
+        return past.teacher.frozen(self.teacher_dtype)
+
+    def _source(self, past: Past, labels: Int[Tensor, " b"]) -> Source:
+        told = labels if self.conditional else torch.full_like(labels, NULL_LABEL)
+        teacher, rng = past.teacher, past.rng
+
+        def run(position: Float[Tensor, " b"] | None) -> Trajectory:
+            (finished,) = reverse_runs(
+                teacher,
+                teacher.schedule,
+                teacher.image_shape,
+                told,
+                self.num_inference_steps,
+                rng,
+                sampler=self.sampler,
+                eta=self.eta,
+                guidance=self._guidance(past),
+                position=position,
+                batch_size=len(told),
+            )
+            return finished
+
+        return Source(teacher.schedule, told, run, past.current_images, rng)
+
+    def _guidance(self, past: Past) -> Guidance | None:
+        """Both kinds, one after the other, or the one that there is."""
+        free = ClassifierFreeGuidance(past.teacher, self.guidance_scale)
+        if not self.classifier_scale:
+            return None if self.guidance_scale == 1 else free
+        assert past.classifier is not None
+        steered = ClassifierGuidance(
+            past.classifier, past.classes, past.teacher.schedule, self.classifier_scale
+        )
+        if self.guidance_scale == 1:
+            return steered
+
+        def both(prediction: Images, x_t: Images, t: Indices, labels: Indices) -> Images:
+            return steered(free(prediction, x_t, t, labels), x_t, t, labels)
+
+        return both
+
+    def _answered(self, draft: Draft, past: Past) -> tuple[LessonBatch, Float[Tensor, " n"]]:
+        """Lessons and their weights, with every answer that the teacher owes."""
+        lessons, weights, unanswered = draft
+        null = without_class(len(weights), self.null_share, past.rng)
+        null &= lessons.labels != NULL_LABEL
+        lessons = lessons._replace(labels=lessons.labels.masked_fill(null, NULL_LABEL))
+        if unanswered is not None:
+            lessons = ask_again(lessons, unanswered | null, past.teacher)
+        return lessons, weights
+
+
+def _finished(run: Trajectory) -> Callable[[Float[Tensor, " b"] | None], Trajectory]:
+    """Gives a run that was made already."""
+    return lambda position: run
+
+
+def _progress_bar(total: int, progress: bool) -> "tqdm[None]":
+    """A bar that stays silent on request and where standard error is no terminal."""
+    return tqdm(
+        total=total,
+        desc="generating",
+        unit="image",
+        disable=None if progress else True,
+        leave=False,
+    )

@@ -1,0 +1,87 @@
+"""The solver of the past: what the strategy's model knew before an experience.
+
+It is asked while the experience has not begun: then the model is its own frozen copy.
+"""
+
+from typing import Any
+
+import torch
+from avalanche.models.utils import avalanche_forward
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from avalanche_magd.cost import PhaseCost
+from avalanche_magd.distillation import Pool
+from avalanche_magd.distillation.distillation import BATCH_SIZE
+from avalanche_magd.generator import DiffusionGenerator
+
+
+class PastSolver:
+    """Asks a model about generated images.
+
+    Args:
+        model: the solver; one head, or a head for each task label.
+        generator: knows the pixels' range, and what the benchmark calls its classes.
+        device: where the model is.
+        cost: where its calls are counted.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        generator: DiffusionGenerator,
+        device: torch.device,
+        cost: PhaseCost,
+    ) -> None:
+        self.model = model
+        self.generator = generator
+        self.device = device
+        self.cost = cost
+
+    def __call__(
+        self, images: Float[Tensor, "b c h w"], classes: list[int]
+    ) -> Float[Tensor, "b n"]:
+        """Logits over the given classes, in their order; differentiable.
+
+        Args:
+            images: in [−1, 1].
+            classes: by the generator's numbers.
+
+        Raises:
+            TypeError: the model's output is not a tensor of logits.
+        """
+        x = self.generator.pixel_range.to_data(images).to(self.device)
+        numbers = torch.tensor(classes, device=self.device)
+        labels, tasks = self.generator.class_table.labels_of(numbers)
+        heads: dict[int, Any] = {}
+        modes = {module: module.training for module in self.model.modules()}
+        self.model.eval()
+        try:
+            for task in sorted(set(tasks.tolist())):
+                heads[task] = avalanche_forward(
+                    self.model, x, torch.full((len(x),), task).to(x.device)
+                )
+        finally:
+            for module, training in modes.items():
+                module.training = training
+        self.cost.forwards += len(x) * len(heads)
+        self.cost.backwards += len(x) * len(heads) * images.requires_grad
+        if not all(isinstance(logits, Tensor) for logits in heads.values()):
+            raise TypeError(
+                f"The solver's output is a {type(heads[0]).__name__}, not a tensor of logits: "
+                "guidance, soft labels and selection cannot ask it."
+            )
+        columns = [
+            heads[task][:, label]
+            for label, task in zip(labels.tolist(), tasks.tolist(), strict=True)
+        ]
+        return torch.stack(columns, 1).to(images.device)
+
+    @torch.no_grad()
+    def of_pool(self, pool: Pool) -> Float[Tensor, "n k"]:
+        """Logits of a pool's images over its classes, slot by slot."""
+        to_model = self.generator.pixel_range.to_model
+        logits = [
+            self(to_model(images), pool.classes) for images in torch.split(pool.images, BATCH_SIZE)
+        ]
+        return torch.cat(logits)

@@ -61,6 +61,9 @@ class DiffusionGenerator(DynamicModule, Generator):
             ``beta_schedule="linear"`` is the setting of the earlier literature.
         num_train_timesteps: number of noise levels.
         num_inference_steps: network calls that :meth:`generate` spends on an image.
+        dtype: precision in which the network computes, by autocast; its weights keep theirs.
+            ``torch.bfloat16`` is for processors that have units for it. Default: bfloat16 on CUDA,
+            else that of the weights.
 
     Attributes:
         class_table: the classes seen so far, and what the benchmark calls them.
@@ -79,6 +82,7 @@ class DiffusionGenerator(DynamicModule, Generator):
         beta_schedule: BetaSchedule = "squaredcos_cap_v2",
         num_train_timesteps: int = 1000,
         num_inference_steps: int = 10,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_image_shape(image_shape)
@@ -88,6 +92,7 @@ class DiffusionGenerator(DynamicModule, Generator):
         check_network(self.network, image_shape[0])
         self.schedule = NoiseSchedule(prediction_type, beta_schedule, num_train_timesteps)
         self.num_inference_steps = num_inference_steps
+        self.dtype = dtype
         self.class_table = ClassTable()
         self.forwards = 0
         self.pixel_range = PixelRange(image_shape[0])
@@ -111,9 +116,16 @@ class DiffusionGenerator(DynamicModule, Generator):
         bottom, right = -height % divisor, -width % divisor
         if bottom or right:
             x_t = nn.functional.pad(x_t, (0, right, 0, bottom))
-        output = self.network(x_t, t, labels + 1)
+        with self._autocast(x_t.device):
+            output = self.network(x_t, t, labels + 1)
         prediction: Tensor = getattr(output, "sample", output)
         return prediction[..., :height, :width].to(x_t.dtype)
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        dtype = self.dtype
+        if dtype is None and device.type == "cuda":
+            dtype = torch.bfloat16
+        return torch.autocast(device.type, dtype, enabled=dtype not in (None, torch.float32))
 
     @property
     def classes(self) -> list[int]:
@@ -126,16 +138,12 @@ class DiffusionGenerator(DynamicModule, Generator):
         return self.pixel_range.low.device
 
     @contextmanager
-    def frozen(self, dtype: torch.dtype | None = None) -> Iterator[Self]:
-        """The generator as a teacher: in evaluation mode and without gradients, for a while.
-
-        Args:
-            dtype: precision of its network, by autocast; ``None`` leaves it as it is.
-        """
+    def frozen(self) -> Iterator[Self]:
+        """The generator as a teacher: in evaluation mode and without gradients, for a while."""
         was_training = self.training
         self.eval()
         try:
-            with torch.no_grad(), torch.autocast(self.device.type, dtype, dtype is not None):
+            with torch.no_grad():
                 yield self
         finally:
             self.train(was_training)

@@ -257,21 +257,23 @@ def test_an_interrupted_part_leaves_the_average_and_goes_on(digits: Any) -> None
     assert training.teacher.steps == 20
 
 
-def test_a_teacher_may_generate_in_half_precision(digits: Any) -> None:
+def test_a_network_may_compute_in_half_precision(digits: Any) -> None:
     pools = {}
     for dtype in (None, torch.bfloat16):
         torch.manual_seed(0)
         training = tiny_training(
-            model=tiny_generator(classes=(0, 1)),
-            distillation=Distillation(pool_size=10, num_inference_steps=3, teacher_dtype=dtype),
+            model=tiny_generator(classes=(0, 1), dtype=dtype),
+            distillation=Distillation(pool_size=10, num_inference_steps=3),
         )
         kinds = set()
         training.model.network.conv_in.register_forward_hook(
             lambda module, _, output, kinds=kinds: kinds.add(output.dtype)
         )
         training.fill_pool(digits.train_stream[1])
-        assert kinds == {dtype or torch.float32}
         pools[dtype] = training.pool
+        training.train(digits.train_stream[1], eval_streams=[])
+        assert kinds == {dtype or torch.float32}
+        assert {parameter.dtype for parameter in training.model.parameters()} == {torch.float32}
     precise, coarse = pools[None].lessons, pools[torch.bfloat16].lessons
     assert torch.equal(precise.t, coarse.t)
     assert not torch.equal(precise.target, coarse.target)

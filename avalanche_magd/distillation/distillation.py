@@ -6,7 +6,6 @@ their answers. Only a lesson whose input or label was changed afterwards costs o
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -79,8 +78,6 @@ class Distillation:
             one from each image. If not, they wait in a pool.
         max_pool_bytes: bound on the pool's size in memory. If not all lessons fit, a random subset
             of each image's is kept.
-        teacher_dtype: precision in which the teacher generates and answers, by autocast; ``None``
-            is that of its weights. ``torch.bfloat16`` is for devices that are faster in it.
 
     Raises:
         TypeError: a count that is not an integer.
@@ -97,7 +94,6 @@ class Distillation:
     conditional: bool = True
     fresh: bool = False
     max_pool_bytes: int = 2**30
-    teacher_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         check_count("pool_size", self.pool_size)
@@ -170,7 +166,7 @@ class Distillation:
                 "without an image: make it several times larger."
             )
         labels = balanced_labels(count, past.classes, past.rng, pool.counts)
-        with self._teaching(past), _progress_bar(count, progress) as bar:
+        with past.teacher.frozen(), _progress_bar(count, progress) as bar:
             for chosen in torch.split(labels, BATCH_SIZE):
                 source = self._source(past, chosen)
                 run = source.run(None)
@@ -189,12 +185,9 @@ class Distillation:
         """That many lessons, each from an image of its own, balanced over the classes."""
         assert self.mode is not None
         labels = balanced_labels(count, past.classes, past.rng)
-        with self._teaching(past):
+        with past.teacher.frozen():
             lessons, _ = self._answered(self.mode(self._source(past, labels), 1), past)
         return lessons
-
-    def _teaching(self, past: Past) -> AbstractContextManager[DiffusionGenerator]:
-        return past.teacher.frozen(self.teacher_dtype)
 
     def _source(self, past: Past, labels: Int[Tensor, " b"]) -> Source:
         told = labels if self.conditional else torch.full_like(labels, NULL_LABEL)

@@ -48,6 +48,7 @@ from avalanche_magd import DiffusionGenerator, MAGDPlugin, MAGDTraining
 from avalanche_magd.benchmarks import split_digits, split_fashion_mnist, split_image_folder
 from avalanche_magd.distillation import MAGD, Distillation, baselines
 
+JUDGED_IMAGES = 2000
 STREAM_ACCURACY = "Top1_Acc_Stream/eval_phase/test_stream/Task000"
 STREAM_FORGETTING = "StreamForgetting/eval_phase/test_stream"
 
@@ -129,7 +130,8 @@ GROUPS: dict[str, dict[str, Row]] = {
         )
         for prediction in ("epsilon", "v_prediction", "sample")
         for schedule in ("linear", "squaredcos_cap_v2")
-    },
+    }
+    | {"bfloat16": Row({}, {}, {"dtype": torch.bfloat16})},
     "solver": {
         f"generated share {share}": Row(plugin={"generated_share": share})
         for share in (0.0, 0.2, 0.33, 0.5)
@@ -216,6 +218,9 @@ def train_judge(arguments: argparse.Namespace) -> Classifier:
 def judged(generator: DiffusionGenerator, judge: Classifier, benchmark: Any) -> dict[str, float]:
     """How good what the generator remembers at the end is, in the judge's eyes."""
     real, real_labels = tensors(benchmark.test_stream)
+    if len(real) > JUDGED_IMAGES:
+        chosen = torch.randperm(len(real), generator=torch.Generator().manual_seed(999))
+        real, real_labels = (column[chosen[:JUDGED_IMAGES]] for column in (real, real_labels))
     rng = torch.Generator(generator.device).manual_seed(999)
     labels = real_labels.to(generator.device)
     generated = generator.generate(condition=labels, rng=rng).to(real)

@@ -1,22 +1,55 @@
 """Each example runs to its end with ``--smoke`` and leaves what it promises."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+ROWS = ["magd", "ddgr, published", "cumulative", "joint"]
+ARGUMENTS = {
+    "ablation": ["--output", "{folder}", "--rows", *ROWS],
+    "timing": ["--steps", "2", "20", "--json", "{folder}/timing.json"],
+}
+LEFT = {"resume": "*.pt", "online": "*.log", "timing": "timing.json"}
+
+
+def run(example: Path, folder: Path) -> str:
+    arguments = ARGUMENTS.get(example.stem, ["--output", "{folder}"])
+    arguments = [argument.format(folder=folder) for argument in arguments]
+    command = [sys.executable, str(example), "--smoke", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda file: file.stem)
 def test_an_example_runs(example: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(example), "--smoke", "--output", str(tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "final accuracy" in done.stdout
-    left = {"resume": "*.pt", "online": "*.log"}.get(example.stem, "*.png")
-    assert list(tmp_path.glob(left))
+    printed = run(example, tmp_path)
+    assert list(tmp_path.glob(LEFT.get(example.stem, "*.png")))
+    if example.stem == "ablation":
+        assert "0 of 4 runs are there" in printed
+        assert "4 of 4 runs are there" in run(example, tmp_path)
+        assert all(f"| {row} | 1 |" in printed for row in ROWS)
+    elif example.stem == "timing":
+        check_timing(json.loads((tmp_path / "timing.json").read_text()))
+    else:
+        assert "final accuracy" in printed
+
+
+def check_timing(rows: list[dict[str, Any]]) -> None:
+    """The teacher's forwards are counted, not timed; seconds only have to be there."""
+    forwards = {
+        (row["mode"], row["num_inference_steps"]): row["teacher_forwards_per_lesson"]
+        for row in rows
+    }
+    assert forwards["magd", 20] == forwards["lwf_distillation", 20] == 1
+    assert forwards["generative_distillation", 20] == 21
+    assert forwards["ddgr", 1000] == 1000
+    assert all(row["seconds"] > 0 and row["ratio"] > 0 and "overhead" in row for row in rows)

@@ -20,12 +20,21 @@ LAYERS = [
     {"distillation"},
     {"replay", "resuming", "solver"},
     {"training"},
-    {"checkpointing", "plugin"},
+    {"checkpointing", "plugin", "metrics.cost", "metrics.gap"},
+    {"metrics"},
     {""},
 ]
 TECHNIQUES = {"distillation.nigd", "distillation.sggd", "distillation.cggd"}
 HOSTS = {
-    "avalanche": {"generator", "training", "plugin", "benchmarks", "checkpointing", "solver"},
+    "avalanche": {
+        "generator",
+        "training",
+        "plugin",
+        "benchmarks",
+        "checkpointing",
+        "solver",
+        "metrics.cost",
+    },
     "diffusers": {"networks", "saving", "schedule"},
 }
 

@@ -1,0 +1,86 @@
+"""Figures about generation, against cases with known answers."""
+
+from io import StringIO
+from typing import Any
+
+import pytest
+import torch
+from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.logging import TextLogger
+from avalanche.training.plugins import EvaluationPlugin
+from tiny import PointMassTeacher, naive, tiny_plugin
+from torch import Tensor
+
+from avalanche_magd.metrics import GeneratorCost, forward_backward_gap
+from avalanche_magd.schedule import NoiseSchedule
+
+
+@pytest.mark.parametrize("num_inference_steps", [5, 50])
+def test_an_exact_teacher_has_no_gap(num_inference_steps: int, rng: torch.Generator) -> None:
+    schedule = NoiseSchedule()
+    means = torch.rand(2, 1, 6, 6, generator=rng) * 2 - 1
+    labels = torch.arange(2).repeat(300)
+    teacher = PointMassTeacher(schedule, means)
+    gap = forward_backward_gap(
+        teacher, schedule, means[labels], labels, num_inference_steps, rng, student=teacher
+    )
+    assert gap.t.tolist() == [50.0 + 100 * index for index in range(10)]
+    torch.testing.assert_close(gap.spread, torch.ones(10).double(), atol=0.05, rtol=0)
+    torch.testing.assert_close(gap.output, torch.ones(10).double(), atol=0.05, rtol=0)
+    assert (gap.error_on_states == 0).all()
+    assert (gap.error_on_noised == 0).all()
+
+
+def test_a_coarse_run_loses_spread_at_its_clean_end(rng: torch.Generator) -> None:
+    schedule = NoiseSchedule("epsilon", "linear")
+
+    def gaussian(x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """Images with variance 0.25 in each pixel."""
+        signal, sigma = schedule.scales(t, x_t)
+        x_0 = signal * 0.25 / (signal**2 * 0.25 + sigma**2) * x_t
+        return schedule.prediction(x_0, x_t, t)
+
+    images = 0.5 * torch.randn(2000, 1, 3, 3, generator=rng)
+    labels = torch.zeros(2000, dtype=torch.long)
+    clean = [
+        forward_backward_gap(gaussian, schedule, images, labels, steps, rng).spread[0].item()
+        for steps in (3, 10, 100)
+    ]
+    assert clean[0] < clean[1] < clean[2]
+    assert clean[0] < 0.95
+    assert clean[2] == pytest.approx(1, abs=0.05)
+
+
+def test_a_students_errors_are_seen_where_they_are(rng: torch.Generator) -> None:
+    schedule = NoiseSchedule()
+    teacher = PointMassTeacher(schedule, torch.zeros(1, 1, 4, 4))
+
+    def student(x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return teacher(x_t, t, labels) + 0.1 * (t > 500).view(-1, 1, 1, 1)
+
+    labels = torch.zeros(200, dtype=torch.long)
+    images = torch.zeros(200, 1, 4, 4)
+    gap = forward_backward_gap(teacher, schedule, images, labels, 20, rng, student=student, bins=2)
+    for errors in (gap.error_on_states, gap.error_on_noised):
+        assert errors[0].item() < 1e-4
+        assert errors[1].item() == pytest.approx(0.01, rel=0.02)
+
+
+def test_the_cost_reaches_avalanches_loggers(digits: Any) -> None:
+    plugin, text = tiny_plugin(generated_share=0.5), StringIO()
+    evaluator = EvaluationPlugin(
+        accuracy_metrics(stream=True), GeneratorCost(plugin), loggers=[TextLogger(text)]
+    )
+    strategy = naive([plugin], evaluator=evaluator)
+    for experience in digits.train_stream[:2]:
+        strategy.train(experience)
+    last = {
+        name: values[1]
+        for name, values in evaluator.get_all_metrics().items()
+        if name.startswith("GeneratorCost/")
+    }
+    assert last["GeneratorCost/lessons"] == [0, 60]
+    assert last["GeneratorCost/teacher forwards"] == [0, 60 + 10 * 3]
+    assert last["GeneratorCost/student backwards"] == [3 * 32, 3 * 32 + 3 * 64]
+    assert last["GeneratorCost/peak bytes"][-1] > 10_000_000
+    assert "GeneratorCost/lessons = 60" in text.getvalue()

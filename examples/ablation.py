@@ -25,6 +25,7 @@ import re
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from io import StringIO
 from multiprocessing import get_context
@@ -304,36 +305,26 @@ def run(row: Row, arguments: argparse.Namespace, seed: int) -> dict[str, float]:
 
 
 def calibrate(rows: dict[str, Row], arguments: argparse.Namespace) -> dict[str, int]:
-    """Training steps of each row that take the seconds of MAGD's, generation included."""
-    file = arguments.output / "calibration.json"
-    known: dict[str, list[float]] = json.loads(file.read_text()) if file.exists() else {}
-    steps = 2 if arguments.smoke else 20
-    pool = 20 if arguments.smoke else 200
-    for name in dict.fromkeys(["magd", *rows]):
-        row = GROUPS["modes"]["magd"] if name == "magd" else rows[name]
-        if name in known or row.bound:
-            continue
-        benchmark = load(arguments, 5, 0)
-        image, *_ = benchmark.train_stream[0].dataset[0]
-        training = build(row, tuple(image.shape), arguments, 0)
-        training.distillation = Distillation(**{**row.distillation, "pool_size": pool})
-        strategy = Naive(
-            model=(model := Classifier(len(image), benchmark.n_classes)),
-            optimizer=torch.optim.Adam(model.parameters()),
-            plugins=[MAGDPlugin(training, **row.plugin, seed=0)],
-            evaluator=evaluator(),
-        )
-        # The second experience is taught in few steps, the third in many: what differs is theirs.
-        seconds = []
-        for experience, factor in zip(benchmark.train_stream, (1, 1, 4), strict=False):
-            training.train_iterations = factor * steps
-            before = training.cost.seconds
-            strategy.train(experience)
-            seconds.append(training.cost.seconds - before)
-        per_step = max(1e-6, (seconds[2] - seconds[1]) / (3 * steps))
-        known[name] = [max(0.0, seconds[1] - steps * per_step) / pool, per_step]
-    write(file, known)
+    """Training steps of each row that take the seconds of MAGD's, generation included.
 
+    All rows are timed side by side, in three rounds; medians count.
+    """
+    file = arguments.output / "calibration.json"
+    if not file.exists():
+        named = {"magd": GROUPS["modes"]["magd"], **rows}
+        timed = {name: Stopwatch(row, arguments) for name, row in named.items() if not row.bound}
+        rounds = [{name: each.round() for name, each in timed.items()} for _ in range(3)]
+        medians = {
+            name: [
+                statistics.median(column)
+                for column in zip(*(one[name] for one in rounds), strict=True)
+            ]
+            for name in timed
+        }
+        write(file, medians)
+    known: dict[str, tuple[float, float]] = json.loads(file.read_text())
+    if unknown := {name for name, row in rows.items() if not row.bound} - set(known):
+        raise SystemExit(f"{file} does not know {sorted(unknown)}: remove it, or their results.")
     per_image, per_step = known["magd"]
     budget = per_image * arguments.pool_size + per_step * arguments.iterations
     return {
@@ -341,6 +332,41 @@ def calibrate(rows: dict[str, Row], arguments: argparse.Namespace) -> dict[str, 
         for name, (per_image, per_step) in known.items()
         if name in rows
     }
+
+
+class Stopwatch:
+    """Times a row's pool, per image, and its training, per step."""
+
+    def __init__(self, row: Row, arguments: argparse.Namespace) -> None:
+        self.steps, self.images = (2, 20) if arguments.smoke else (20, 200)
+        benchmark = load(arguments, 5, 0)
+        self.experiences = iter(benchmark.train_stream)
+        image, *_ = benchmark.train_stream[0].dataset[0]
+        settings = {**row.distillation, "pool_size": self.images}
+        row = replace(
+            row, distillation=settings, training={**row.training, "train_iterations": self.steps}
+        )
+        self.training = build(row, tuple(image.shape), arguments, 0)
+        model = Classifier(len(image), benchmark.n_classes)
+        self.strategy = Naive(
+            model=model,
+            optimizer=torch.optim.Adam(model.parameters()),
+            plugins=[MAGDPlugin(self.training, **row.plugin, seed=0)],
+            evaluator=evaluator(),
+        )
+        self.strategy.train(next(self.experiences))
+
+    def round(self) -> tuple[float, float]:
+        """Seconds per image of the pool and per step, on one experience."""
+        before = deepcopy(self.training.cost)
+        self.strategy.train(next(self.experiences))
+        generation, replay, steps = (
+            getattr(self.training.cost, phase).seconds - getattr(before, phase).seconds
+            for phase in ("generation", "replay", "training")
+        )
+        if self.training.distillation.fresh:
+            return replay / self.images, (steps + generation) / self.steps
+        return (generation + replay) / self.images, steps / self.steps
 
 
 def write(file: Path, content: Any) -> None:

@@ -35,15 +35,18 @@ def test_a_coarse_run_loses_spread_at_its_clean_end(rng: torch.Generator) -> Non
     schedule = NoiseSchedule("epsilon", "linear")
 
     def gaussian(x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """Images with variance 0.25 in each pixel."""
+        """Images with mean 0.5 and variance 0.01 in each pixel."""
         signal, sigma = schedule.scales(t, x_t)
-        x_0 = signal * 0.25 / (signal**2 * 0.25 + sigma**2) * x_t
+        gain = signal * 0.01 / (signal**2 * 0.01 + sigma**2)
+        x_0 = 0.5 + gain * (x_t - 0.5 * signal)
         return schedule.prediction(x_0, x_t, t)
 
-    images = 0.5 * torch.randn(2000, 1, 3, 3, generator=rng)
+    images = 0.5 + 0.1 * torch.randn(2000, 1, 3, 3, generator=rng)
     labels = torch.zeros(2000, dtype=torch.long)
     clean = [
-        forward_backward_gap(gaussian, schedule, images, labels, steps, rng).spread[0].item()
+        forward_backward_gap(gaussian, schedule, images, labels, steps, rng, bins=50)
+        .spread[0]
+        .item()
         for steps in (3, 10, 100)
     ]
     assert clean[0] < clean[1] < clean[2]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from avalanche.benchmarks import benchmark_from_datasets
+from avalanche.benchmarks.scenarios.online import split_online_stream
 from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
 from avalanche.core import SupervisedPlugin
 from avalanche.evaluation import PluginMetric
@@ -157,24 +158,40 @@ def test_soft_labels_draw_the_solver_towards_its_old_answers(digits: Any) -> Non
 
 
 def test_the_solver_of_the_past_selects_what_is_replayed(digits: Any) -> None:
-    recorder = Recorder()
-    plugin = tiny_plugin(select=True, pool_size=60)
-    strategy = naive([plugin, recorder])
+    recorder, plugin = Recorder(), tiny_plugin(select=True, pool_size=60, generator_iterations=60)
+    strategy = naive([plugin, recorder], train_epochs=3)
     strategy.train(digits.train_stream[0])
     solver = copy.deepcopy(strategy.model).eval()
     old = sorted(digits.train_stream[0].classes_in_this_experience)
+    pools: list[Any] = []
+    recorder.before_training_exp = lambda strategy, **_: pools.append(plugin.replay.past)
     recorder.shown.clear()
     strategy.train(digits.train_stream[1])
+
+    def seen(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.tensor(old)[solver(images)[:, old].argmax(1)]
+
+    (pool,) = pools
+    right = seen(pool.images) == pool.labels
+    assert 0 < right.sum() < 60
     images, labels = (torch.cat(column) for column in list(zip(*recorder.shown, strict=True))[:2])
     generated = torch.isin(labels, torch.tensor(old))
-    with torch.no_grad():
-        seen = torch.tensor(old)[solver(images[generated])[:, old].argmax(1)]
-    right = seen == labels[generated]
-    # A class in which it recognises no image keeps them all.
+    agrees = seen(images[generated]) == labels[generated]
     for label in old:
-        of_class = right[labels[generated] == label]
-        assert of_class.all() or not of_class.any()
-    assert right.any()
+        # A class in which it recognises no image keeps them all.
+        assert agrees[labels[generated] == label].all() == right[pool.labels == label].any()
+
+
+def test_parts_of_an_online_stream_have_no_generated_current_classes() -> None:
+    plugin = tiny_plugin(generated_share=0.5)
+    strategy = naive([plugin])
+    whole = split_digits(2, seed=0)
+    strategy.train(whole.train_stream[0])
+    for part in list(split_online_stream(whole.train_stream[1:], experience_size=20))[:2]:
+        strategy.train(part)
+    assert plugin.cost.lessons > 0
+    assert plugin.cost.replay.forwards == 0
 
 
 def test_metrics_count_real_rows_only(digits: Any) -> None:

@@ -324,3 +324,17 @@ def test_only_a_diffusion_generator_is_taught() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(TypeError, match="must be a DiffusionGenerator, got Linear"):
         MAGDTraining(model=model, optimizer=optimizer)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, 0.5), (0.2, 0.2)])
+def test_current_images_weigh_their_classes_share_or_what_is_given(
+    digits: Any, given: float | None, expected: float
+) -> None:
+    training = tiny_training(distillation=SMALL, current_weight=given)
+    for experience in digits.train_stream[:2]:
+        training.train(experience, eval_streams=[])
+    # The last loss, put together again from the errors of its rows.
+    training.train(digits.train_stream[1], eval_streams=[])
+    assert training._w_new == pytest.approx(expected if given else 2 / 6)
+    with pytest.raises(ValueError, match=r"current_weight must be in \(0, 1\], got 1.5"):
+        tiny_training(current_weight=1.5)

@@ -63,9 +63,10 @@ class MAGDPlugin(SupervisedPlugin):
         num_inference_steps: network calls per generated image.
         replay_size: generated rows per mini-batch; 0 switches replay off. Default: as many as give
             each old class the weight of a current one.
-        generated_share: share of the current classes' rows that are generated ones too, added to
-            the real ones from the second experience on, in [0, 1). The rows of old classes grow
-            with them. Not on online streams.
+        generated_share: share of the current classes' rows that are generated, in [0, 1): they
+            join the real ones from the second experience on, and the rows of old classes grow in
+            proportion. Without them (0) a solver can tell old classes from current ones by telling
+            generated images from real ones. Not on online streams.
         soft_label_weight: weight of a loss that draws the solver's answers on generated images of
             old classes towards those that it gave before the experience; 0 switches it off.
         select: whether to replay only those generated images in which the solver of the past sees
@@ -98,7 +99,7 @@ class MAGDPlugin(SupervisedPlugin):
         pool_size: int = Distillation.pool_size,
         num_inference_steps: int = Distillation.num_inference_steps,
         replay_size: int | None = None,
-        generated_share: float = 0.0,
+        generated_share: float = 0.5,
         soft_label_weight: float = 0.0,
         select: bool = False,
         snr_band: SnrBand | Literal["safe"] | None = MAGD.snr_band,

@@ -29,8 +29,8 @@ class Replay:
         past: generated images of old classes.
         current: generated images of current classes, if any shall be shown.
         current_classes: how many classes the experience has.
-        replay_size: rows of old classes per mini-batch; ``None`` for as many as give an old class
-            the weight of a current one.
+        replay_size: rows per mini-batch; ``None`` for as many as give an old class the weight of a
+            current one.
         generated_share: share of the current classes' rows that are generated, in [0, 1).
         soft_labels: logits that the solver of the past gives each image of ``past``.
     """
@@ -56,12 +56,13 @@ class Replay:
         if self.current is not None:
             now = real_rows * self.generated_share / (1 - self.generated_share)
         old = (real_rows + now) * len(self.past.classes) / self.current_classes
-        if self.replay_size is not None:
-            old = float(self.replay_size)
-        slots = self.past.draw_slots(self._whole(0, old), rng)
+        rows = now + old if self.replay_size is None else self.replay_size
+        count = self._whole(0, float(rows))
+        of_past = min(count, self._whole(1, rows * old / (now + old)))
+        slots = self.past.draw_slots(of_past, rng)
         images, numbers = self.past.images[slots], self.past.labels[slots]
         if self.current is not None:
-            more = self.current.draw_slots(self._whole(1, now), rng)
+            more = self.current.draw_slots(count - of_past, rng)
             images = torch.cat([images, self.current.images[more]])
             numbers = torch.cat([numbers, self.current.labels[more]])
         return images, numbers, slots

@@ -135,7 +135,7 @@ GROUPS: dict[str, dict[str, Row]] = {
     | {"bfloat16": Row({}, {}, {"dtype": torch.bfloat16})},
     "solver": {
         f"generated share {share}": Row(plugin={"generated_share": share})
-        for share in (0.0, 0.2, 0.33, 0.5)
+        for share in (0.0, 0.33, 0.5, 0.75)
     }
     | {
         f"soft labels {weight}": Row(plugin={"soft_label_weight": weight})

@@ -45,7 +45,7 @@ def test_generated_rows_of_old_classes_reach_the_solver_and_leave(
     columns: int, digits: Any
 ) -> None:
     benchmark = digits if columns == 3 else two_columns(digits)
-    recorder, plugin = Recorder(), tiny_plugin()
+    recorder, plugin = Recorder(), tiny_plugin(generated_share=0.0)
     strategy = naive([plugin, recorder])
     first, second, third = benchmark.train_stream[:3]
     strategy.train(first)
@@ -323,7 +323,7 @@ def test_mini_batches_of_one_row_are_joined_by_their_share_in_the_long_run() -> 
     two_classes = split_digits(5, fixed_class_order=range(10)).train_stream[0]
     five_classes = split_digits(2, fixed_class_order=range(10)).train_stream[1]
     recorder = Recorder()
-    strategy = naive([tiny_plugin(), recorder])
+    strategy = naive([tiny_plugin(generated_share=0.0), recorder])
     strategy.train(two_classes)
     recorder.shown.clear()
     strategy.train_mb_size = 1

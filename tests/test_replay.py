@@ -65,13 +65,17 @@ def test_every_class_gets_as_many_rows(rows: int, current: int, old: int, share:
     )
 
 
-def test_a_fixed_replay_size_concerns_old_classes_alone() -> None:
-    replay = Replay(pool_of([0, 1]), pool_of([5]), 1, 3, 0.5)
-    images, numbers, slots = replay.draw(4, torch.Generator().manual_seed(0))
-    assert len(slots) == 3
-    assert torch.equal(images[:3], replay.past.images[slots])
-    assert torch.equal(numbers[:3], replay.past.labels[slots])
-    assert numbers[3:].tolist() == [5] * 4
+def test_a_fixed_replay_size_is_shared_as_it_would_be_by_default() -> None:
+    # By default 4 real rows would be joined by 4 of their class and 8 of each of two old ones.
+    replay = Replay(pool_of([0, 1]), pool_of([5]), 1, 5, 0.5)
+    rng = torch.Generator().manual_seed(0)
+    draws = [replay.draw(4, rng) for _ in range(40)]
+    for images, numbers, slots in draws:
+        assert len(images) == 5
+        assert torch.equal(images[: len(slots)], replay.past.images[slots])
+        assert torch.equal(numbers[: len(slots)], replay.past.labels[slots])
+    counts = torch.cat([numbers for _, numbers, _ in draws]).bincount(minlength=6)
+    assert counts[5].item() == pytest.approx(40, abs=1)
 
 
 def test_selected_images_alone_are_drawn_but_no_class_is_lost() -> None:

@@ -1,7 +1,8 @@
 """Pixel values: from the range that the user's transforms leave to [−1, 1], and back.
 
 Normalised data have another range in each channel. It is read off the extremes of real images,
-channel by channel, once: a network that has learnt one range cannot be told another.
+channel by channel, once: a network that has learnt one range cannot be told another. Only images
+within [0, 1] are taken to be what ``ToTensor`` leaves, whatever the first ones happen to show.
 """
 
 from collections.abc import Iterable
@@ -60,6 +61,8 @@ def extremes(
 ) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
     """Smallest and largest value by channel; a constant channel takes those of all channels.
 
+    If all lie within [0, 1], these are the ends.
+
     Raises:
         ValueError: there are no images, or all their pixels are the same.
     """
@@ -75,6 +78,8 @@ def extremes(
             f"The first experience's pixels range from {low.min():g} to {high.max():g}: "
             "there is nothing to learn."
         )
+    if low.min() >= 0 and high.max() <= 1:
+        return torch.zeros_like(low), torch.ones_like(high)
     constant = low == high
     return torch.where(constant, low.min(), low), torch.where(constant, high.max(), high)
 

@@ -66,7 +66,8 @@ class MAGDPlugin(SupervisedPlugin):
         generated_share: share of the current classes' rows that are generated, in [0, 1): they
             join the real ones from the second experience on, and the rows of old classes grow in
             proportion. Without them (0) a solver can tell old classes from current ones by telling
-            generated images from real ones. Not on online streams.
+            generated images from real ones. Not on online streams, nor from a generator that is
+            told no classes.
         soft_label_weight: weight of a loss that draws the solver's answers on generated images of
             old classes towards those that it gave before the experience; 0 switches it off.
         select: whether to replay only those generated images in which the solver of the past sees
@@ -225,9 +226,10 @@ class MAGDPlugin(SupervisedPlugin):
 
     def _generate_current(self, experience: Any, replay: Replay) -> Pool | None:
         """Images of the classes of now: as many of each as the pool of the past has of its own."""
-        if isinstance(experience, OnlineCLExperience):
-            return None
         assert self.generator_strategy is not None
+        whole = not isinstance(experience, OnlineCLExperience)
+        if not (whole and self.generator_strategy.distillation.conditional):
+            return None
         table = self.generator_strategy.model.class_table
         classes = sorted(table.known(classes_of(experience.dataset)))
         share = len(classes) / (len(classes) + len(replay.past.classes))

@@ -203,7 +203,7 @@ class MAGDTraining(SupervisedTemplate):
             self.pool = self.pool or self.distillation.empty_pool(self.model)
             missing = len(classes.difference(self.pool.classes))
             count = max(1, missing, round(share * self.distillation.pool_size))
-            self._generate(self.pool, count, self._past)
+            self._generate(self.distillation, self.pool, count, self._past)
             self.cost.lessons += count * self.pool.lessons_per_image
             self.cost.pool_bytes = max(self.cost.pool_bytes, self.pool.nbytes)
         self._loader_seed = self._draw_seed()
@@ -217,15 +217,17 @@ class MAGDTraining(SupervisedTemplate):
 
         return Past(self.model, classes, current_images, self.rng, classifier)
 
-    def _generate(self, pool: Pool, count: int, past: Past) -> None:
+    def _generate(self, distillation: Distillation, pool: Pool, count: int, past: Past) -> None:
         """Let the teacher fill a pool, and write down what it costs."""
         phase = self.cost.generation if pool.lessons_per_image else self.cost.replay
         with phase.measure(self.model):
-            self.distillation.fill(pool, count, past, progress=self.progress)
+            distillation.fill(pool, count, past, progress=self.progress)
         self.cost.look_at_memory(self.device)
 
     def generate_pool(self, classes: list[int], count: int) -> Pool:
         """Images of known classes, for a solver, in the user's range; no lessons.
+
+        No solver steers them: it may not know the classes yet.
 
         Args:
             classes: to generate, evenly.
@@ -233,7 +235,7 @@ class MAGDTraining(SupervisedTemplate):
         """
         pool = Pool(count, 0, self.model.image_shape, self.model.device)
         past = Past(self.model, classes, _no_images, self.rng)
-        self._generate(pool, count, past)
+        self._generate(replace(self.distillation, classifier_scale=0.0), pool, count, past)
         return pool
 
     def _share(self, experience: Any) -> float:

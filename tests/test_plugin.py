@@ -97,6 +97,22 @@ def test_a_share_of_the_current_classes_is_generated_too(digits: Any) -> None:
     assert plugin.cost.replay.forwards == 10 * 3
 
 
+@pytest.mark.parametrize(
+    ("settings", "current"), [({"classifier_scale": 1.0}, 4), ({"conditional": False}, 0)]
+)
+def test_current_images_do_not_ask_a_solver_that_does_not_know_them(
+    digits: Any, settings: dict[str, Any], current: int
+) -> None:
+    distillation = Distillation(pool_size=8, num_inference_steps=2, **settings)
+    plugin = MAGDPlugin(tiny_training(distillation=distillation))
+    strategy = naive([plugin])
+    strategy.train(digits.train_stream[0])
+    assert plugin.cost.solver.forwards == 0
+    strategy.train(digits.train_stream[1])
+    assert plugin.cost.solver.forwards == (16 if distillation.conditional else 8)
+    assert plugin.cost.replay.forwards == current * 2
+
+
 def test_the_generator_learns_an_experience_before_the_solver(digits: Any) -> None:
     classes: list[list[int]] = []
 

@@ -17,7 +17,7 @@ from torchvision import transforms
 from avalanche_magd import MAGDPlugin
 from avalanche_magd.benchmarks import split_digits
 from avalanche_magd.distillation import Distillation
-from avalanche_magd.pixels import PixelRange
+from avalanche_magd.pixels import PixelRange, extremes
 
 TINT = torch.tensor([1, 0.5, 0.2])[:, None, None]
 COLOURS = transforms.Compose(
@@ -109,7 +109,13 @@ def test_images_beyond_the_range_of_the_first_experience_are_told_of() -> None:
         return benchmark_from_datasets(train=[dataset]).streams["train"][0]
 
     training = tiny_training()
-    training.train(experience(0, 0.5, 0), eval_streams=[])
-    training.train(experience(-0.02, 0.52, 1), eval_streams=[])
-    with pytest.warns(UserWarning, match=r"Pixels go from 0\.\d+ to 0\.9\d+, beyond the range"):
-        training.train(experience(0.3, 1, 2), eval_streams=[])
+    training.train(experience(-1, 2, 0), eval_streams=[])
+    training.train(experience(-1.1, 2.1, 1), eval_streams=[])
+    with pytest.warns(UserWarning, match=r"Pixels go from 0\.\d+ to 3\.9\d+, beyond the range"):
+        training.train(experience(0, 4, 2), eval_streams=[])
+
+
+def test_images_within_zero_and_one_have_that_range() -> None:
+    dark = torch.rand(10, 1, 8, 8) * 0.3
+    assert [end.tolist() for end in extremes(dark)] == [[0.0], [1.0]]
+    assert [end.tolist() for end in extremes(dark - 0.4)] != [[0.0], [1.0]]

@@ -401,7 +401,8 @@ class MAGDTraining(SupervisedTemplate):
     def _after_training_exp(self, **kwargs: Any) -> None:
         self._settle()
         self._lessons = self._past = self._pool_dataset = None
-        if self._share(self.experience) == 1:
+        if self._share(self.experience) == 1 and self.pool is not None:
+            self.pool.drop_lessons()  # the solver may still need the images
             self.pool = None
         super()._after_training_exp(**kwargs)
 

@@ -113,6 +113,21 @@ def test_current_images_do_not_ask_a_solver_that_does_not_know_them(
     assert plugin.cost.replay.forwards == current * 2
 
 
+def test_a_pool_without_its_lessons_waits_for_the_solver(digits: Any) -> None:
+    plugin, bytes_of_pools = tiny_plugin(pool_size=50), []
+
+    class Looker(SupervisedPlugin):
+        def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+            bytes_of_pools.append(plugin.replay.past.nbytes if plugin.replay else 0)
+
+    strategy = naive([plugin, Looker()])
+    for experience in digits.train_stream[:2]:
+        strategy.train(experience)
+    assert plugin.cost.pool_bytes > 50 * 64 * (4 + 3 * 4)
+    assert bytes_of_pools[0] == 0
+    assert 50 * 64 * 4 < bytes_of_pools[1] < 50 * (64 * 4 + 40)
+
+
 def test_the_generator_learns_an_experience_before_the_solver(digits: Any) -> None:
     classes: list[list[int]] = []
 

@@ -270,11 +270,11 @@ def test_a_network_may_compute_in_half_precision(digits: Any) -> None:
             lambda module, _, output, kinds=kinds: kinds.add(output.dtype)
         )
         training.fill_pool(digits.train_stream[1])
-        pools[dtype] = training.pool
+        pools[dtype] = training.pool.lessons
         training.train(digits.train_stream[1], eval_streams=[])
         assert kinds == {dtype or torch.float32}
         assert {parameter.dtype for parameter in training.model.parameters()} == {torch.float32}
-    precise, coarse = pools[None].lessons, pools[torch.bfloat16].lessons
+    precise, coarse = pools[None], pools[torch.bfloat16]
     assert torch.equal(precise.t, coarse.t)
     assert not torch.equal(precise.target, coarse.target)
     torch.testing.assert_close(precise.target, coarse.target, atol=0.1, rtol=0.1)

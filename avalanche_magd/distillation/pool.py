@@ -148,6 +148,12 @@ class Pool:
         """Slots of images, spread evenly over the classes."""
         return self._by_label[stratified_draw(self._cumulative_images, count, rng)]
 
+    def drop_lessons(self) -> None:
+        """Keep the images alone."""
+        self.lessons = self.lessons.rows(self._by_t[:0])
+        self.weights, self._by_t = self.weights[:0].clone(), self._by_t[:0].clone()
+        self._cumulative_lessons = self._cumulative_lessons[:0].clone()
+
     def select(self, chosen: Bool[Tensor, " n"]) -> None:
         """Draw only chosen images from now on; a class without any keeps all of its own."""
         kept = chosen[self._by_label]

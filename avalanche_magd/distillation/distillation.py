@@ -76,8 +76,8 @@ class Distillation:
             was generated.
         fresh: whether lessons are made anew in each training step, as the published baselines do,
             one from each image. If not, they wait in a pool.
-        max_pool_bytes: bound on the pool's size in memory. If not all lessons fit, a random subset
-            of each image's is kept.
+        max_pool_bytes: bound on the pool's size in memory. If not all lessons fit, some of
+            each image's are kept.
 
     Raises:
         TypeError: a count that is not an integer.

@@ -4,7 +4,7 @@ They are appended, so that the real rows stay first, and trimmed afterwards, so 
 other plugins see real rows only.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,7 +41,8 @@ class Replay:
     replay_size: int | None
     generated_share: float
     soft_labels: Float[Tensor, "n k"] | None = None
-    _owed: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    _owed: float = 0.0
+    _owed_past: float = 0.0
 
     def draw(
         self, real_rows: int, rng: torch.Generator
@@ -57,8 +58,12 @@ class Replay:
             now = real_rows * self.generated_share / (1 - self.generated_share)
         old = (real_rows + now) * len(self.past.classes) / self.current_classes
         rows = now + old if self.replay_size is None else self.replay_size
-        count = self._whole(0, float(rows))
-        of_past = min(count, self._whole(1, rows * old / (now + old)))
+        self._owed += rows
+        self._owed_past += rows * old / (now + old)
+        count = int(self._owed)
+        of_past = min(count, int(self._owed_past))
+        self._owed -= count
+        self._owed_past -= of_past
         slots = self.past.draw_slots(of_past, rng)
         images, numbers = self.past.images[slots], self.past.labels[slots]
         if self.current is not None:
@@ -66,12 +71,6 @@ class Replay:
             images = torch.cat([images, self.current.images[more]])
             numbers = torch.cat([numbers, self.current.labels[more]])
         return images, numbers, slots
-
-    def _whole(self, kind: int, rows: float) -> int:
-        self._owed[kind] += rows
-        whole = int(self._owed[kind])
-        self._owed[kind] -= whole
-        return whole
 
 
 def soft_label_loss(

@@ -256,11 +256,14 @@ class DiffusionGenerator(DynamicModule, Generator):
 
     def check_range(self, dataset: Any) -> None:
         """Warn if images leave the known range by more than a tenth of it."""
-        low, high = extremes(_sample(dataset))
-        ends = torch.stack([low, high])[..., None, None].to(self.device)
-        if self.pixel_range.to_model(ends).abs().max() > 1.2:
+        images = list(_sample(dataset))
+        ends = [
+            self.pixel_range.to_model(each[None].to(self.device)).abs().max() for each in images
+        ]
+        if max(ends) > 1.2:
+            low, high = min(each.min() for each in images), max(each.max() for each in images)
             warnings.warn(
-                f"Pixels go from {low.min():g} to {high.max():g}, beyond the range that the first "
+                f"Pixels go from {low:g} to {high:g}, beyond the range that the first "
                 "experience had: the generator will clip them. Tell it the range of all before it "
                 "is trained, by `generator.pixel_range.set(low, high)`.",
                 stacklevel=2,

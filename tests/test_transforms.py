@@ -115,6 +115,13 @@ def test_images_beyond_the_range_of_the_first_experience_are_told_of() -> None:
         training.train(experience(0, 4, 2), eval_streams=[])
 
 
+def test_a_blank_part_or_a_narrow_range_of_the_users_own_is_no_cause_for_a_warning() -> None:
+    generator = tiny_generator()
+    generator.pixel_range.set(torch.tensor([0.2]), torch.tensor([0.4]))
+    generator.check_range([(torch.full((1, 8, 8), 0.3), 0)])
+    generator.check_range([(0.2 + 0.2 * torch.rand(1, 8, 8), 0)])
+
+
 def test_images_within_zero_and_one_have_that_range() -> None:
     dark = torch.rand(10, 1, 8, 8) * 0.3
     assert [end.tolist() for end in extremes(dark)] == [[0.0], [1.0]]

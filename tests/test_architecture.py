@@ -20,6 +20,8 @@ LAYERS = [
     {"distillation"},
     {"replay", "resuming", "solver"},
     {"training"},
+    {"metrics.frechet", "metrics.kernel", "metrics.neighbours", "metrics.labels"},
+    {"metrics.forgetting"},
     {"checkpointing", "plugin", "metrics.cost", "metrics.gap"},
     {"metrics"},
     {""},

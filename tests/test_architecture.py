@@ -20,9 +20,8 @@ LAYERS = [
     {"distillation"},
     {"replay", "resuming", "solver"},
     {"training"},
-    {"metrics.frechet", "metrics.kernel", "metrics.neighbours", "metrics.labels"},
-    {"metrics.forgetting"},
-    {"checkpointing", "plugin", "metrics.cost", "metrics.gap"},
+    {"checkpointing", "plugin", "metrics.cost", "metrics.gap"}
+    | {f"metrics.{name}" for name in ("forgetting", "frechet", "kernel", "labels", "neighbours")},
     {"metrics"},
     {""},
 ]

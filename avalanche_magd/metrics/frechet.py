@@ -6,8 +6,8 @@ many rows as there are features. The non-zero eigenvalues of Σ_x Σ_y are the s
 values of R_x R_yᵀ, so their sum is the last trace: no root of a matrix is taken, and covariances
 without full rank lose no digits.
 
-It is called FID only with the Inception network of torch-fidelity, see
-:mod:`avalanche_magd.metrics.features`. Fewer samples than features bias it upwards.
+It is called FID only with the features of torch-fidelity's Inception network. Fewer samples than
+features bias it upwards.
 
 References:
     Dowson & Landau 1982, *The Fréchet distance between multivariate normal distributions*.

@@ -43,6 +43,8 @@ class Cost:
     """The teacher's calls that made images for the solver alone."""
     training: PhaseCost = field(default_factory=PhaseCost)
     """Teaching the student, from current images and lessons."""
+    evaluation: PhaseCost = field(default_factory=PhaseCost)
+    """Metrics of :mod:`avalanche_magd.metrics`; in no total."""
     solver: PhaseCost = field(default_factory=PhaseCost)
     """Questions to the solver of the past; their seconds are part of generation's."""
     lessons: int = 0

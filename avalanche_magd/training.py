@@ -41,7 +41,12 @@ from avalanche_magd.cost import Cost
 from avalanche_magd.distillation.batch import LessonBatch, noised_lessons
 from avalanche_magd.distillation.cggd import Classifier, without_class
 from avalanche_magd.distillation.distillation import Distillation, Past
-from avalanche_magd.distillation.loss import current_share, squared_errors, total_loss
+from avalanche_magd.distillation.loss import (
+    LossCurves,
+    current_share,
+    squared_errors,
+    total_loss,
+)
 from avalanche_magd.distillation.pool import Pool
 from avalanche_magd.distillation.teacher import EmaTeacher
 from avalanche_magd.generator import DiffusionGenerator
@@ -82,6 +87,7 @@ class MAGDTraining(SupervisedTemplate):
         pool: what the teacher generated; ``None`` while there is no past, and between whole
             experiences.
         cost: what was spent.
+        curves: squared errors by kind of lesson, as training went.
 
     Raises:
         TypeError: ``model`` is not a :class:`DiffusionGenerator`, or an argument of the wrong
@@ -157,6 +163,7 @@ class MAGDTraining(SupervisedTemplate):
         self._pool_dataset: Any = None
         self._past: Past | None = None
         self.cost = Cost()
+        self.curves = LossCurves()
         self.teacher: EmaTeacher | None = None
         self._lessons: LessonBatch | None = None
         self._w_new = 1.0
@@ -373,6 +380,10 @@ class MAGDTraining(SupervisedTemplate):
         """The loss of :mod:`avalanche_magd.distillation.loss`; in evaluation of real images."""
         assert self._lessons is not None
         errors = squared_errors(self.mb_output, self._lessons.target)
+        if self.is_training:
+            point = self.curves.add(errors.detach(), self._lessons.kind)
+            if point is not None and isinstance(self.dataloader, tqdm):
+                self.dataloader.set_postfix(point.errors, refresh=False)
         real = len(self.mb_x)
         return total_loss(errors[:real], errors[real:], self._w_new, self.replay_weight)
 

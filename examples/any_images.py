@@ -1,8 +1,8 @@
 """Any images: learn the classes of a benchmark in turn, and look at what the generator remembers.
 
 One small convolutional solver with ``MAGDPlugin()`` on digits, Fashion-MNIST or a folder of images
-(``ROOT/{train,test}/<class>/<image>``). Prints the accuracy on each experience's classes, and
-writes a picture of generated images, a row per class, after each experience.
+(``ROOT/{train,test}/<class>/<image>``). Prints the accuracy on each experience's classes after
+each experience, and writes a report: ``report.md``, with generated images of each class.
 
 Needs no download for digits. Time grows with the image side: on two CPU cores minutes for digits,
 a quarter of an hour or more per experience for 32 × 32 colour images.
@@ -16,22 +16,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import torch
-from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics
-from avalanche.logging import TextLogger
+from avalanche.evaluation.metrics import accuracy_metrics, bwt_metrics, forgetting_metrics
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin
 from torch import nn
 
-from avalanche_magd import DiffusionGenerator, MAGDPlugin
+from avalanche_magd import MAGDPlugin
 from avalanche_magd.benchmarks import split_digits, split_fashion_mnist, split_image_folder
-
-IMAGES_PER_ROW = 10
+from avalanche_magd.metrics import generation_metrics, train_judge
+from avalanche_magd.report import write_report
+from avalanche_magd.runs import RunLogger
 
 
 def load(arguments: argparse.Namespace) -> Any:
@@ -63,21 +58,6 @@ def solver(channels: int, classes: int) -> nn.Module:
     )
 
 
-def draw(generator: DiffusionGenerator, file: Path) -> None:
-    """Generated images, a row per class."""
-    labels = torch.tensor(generator.classes).repeat_interleave(IMAGES_PER_ROW)
-    images = generator.generate(condition=labels).cpu()
-    shape = (len(generator.classes), IMAGES_PER_ROW)
-    figure, cells = plt.subplots(*shape, squeeze=False, figsize=(shape[1], shape[0]))
-    for cell, image in zip(cells.flat, images, strict=True):
-        cell.imshow(image.permute(1, 2, 0).numpy().clip(0, 1), cmap="gray", vmin=0, vmax=1)
-        cell.set(xticks=[], yticks=[])
-    for row, label in enumerate(generator.classes):
-        cells[row, 0].set_ylabel(label, rotation=0, labelpad=10, va="center")
-    figure.tight_layout(pad=0.3)
-    figure.savefig(file, dpi=100)
-
-
 def main() -> None:
     """Learn, evaluate, draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -104,10 +84,16 @@ def main() -> None:
     image, *_ = benchmark.train_stream[0].dataset[0]
     model = solver(len(image), benchmark.n_classes)
     plugin = MAGDPlugin(generator_iterations=arguments.iterations, pool_size=arguments.pool_size)
+    judge = train_judge(
+        benchmark.train_stream, file=arguments.output / "judge.pt", device=arguments.device
+    )
+    logger = RunLogger(arguments.output, name="MAGD", seed=arguments.seed)
     evaluator = EvaluationPlugin(
         accuracy_metrics(experience=True, stream=True),
         forgetting_metrics(stream=True),
-        loggers=[TextLogger((arguments.output / "any_images.log").open("w"))],
+        bwt_metrics(stream=True),
+        generation_metrics(plugin, judge),
+        loggers=[logger],
     )
     strategy = Naive(
         model=model,
@@ -129,10 +115,8 @@ def main() -> None:
         accuracies = " ".join(f"{metrics[key.format(seen)]:.3f}" for seen in range(index + 1))
         seconds = time.perf_counter() - start
         print(f"after experience {index + 1} ({seconds:.0f} s): {accuracies}", flush=True)
-        draw(plugin.generator, arguments.output / f"generated_{index + 1}.png")
     print(f"final accuracy {metrics['Top1_Acc_Stream/eval_phase/test_stream/Task000']:.3f}")
-    print(f"cost: {plugin.cost}")
-    print(f"Pictures: {arguments.output}/generated_*.png")
+    print(f"Report: {write_report(arguments.output)}")
 
 
 if __name__ == "__main__":

@@ -15,45 +15,13 @@ import copy
 import json
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import torch
 
 from avalanche_magd import DiffusionGenerator, MAGDTraining
 from avalanche_magd.benchmarks import split_digits
 from avalanche_magd.distillation import Distillation
-from avalanche_magd.metrics import Gap, forward_backward_gap
-
-
-def draw(gaps: dict[int, Gap], file: Path) -> None:
-    """A panel for each figure, a line for each K."""
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
-    titles = {
-        "spread": "spread of states ÷ of noised images",
-        "output": "predictions on states ÷ on noised images",
-    }
-    for axis, (name, title) in zip(axes, titles.items(), strict=False):
-        axis.axhline(1, color="gray", linewidth=0.8)
-        for number, (steps, gap) in enumerate(gaps.items()):
-            axis.plot(
-                gap.t, getattr(gap, name), marker=".", color=f"C{number}", label=f"K = {steps}"
-            )
-        axis.set_title(title, fontsize=10)
-    for number, (steps, gap) in enumerate(gaps.items()):
-        axes[2].plot(
-            gap.t, gap.error_on_states, marker=".", color=f"C{number}", label=f"K = {steps}"
-        )
-        axes[2].plot(gap.t, gap.error_on_noised, linestyle=":", color=f"C{number}")
-    axes[2].set_title("student − teacher, squared (dotted: on noised images)", fontsize=10)
-    axes[2].set_yscale("log")
-    for axis in axes:
-        axis.set_xlabel("t (0 is clean)")
-        axis.grid(alpha=0.3)
-    axes[0].legend()
-    figure.savefig(file, dpi=110)
+from avalanche_magd.metrics import forward_backward_gap
+from avalanche_magd.pictures import draw_gaps
 
 
 def main() -> None:
@@ -96,9 +64,12 @@ def main() -> None:
     for steps, gap in gaps.items():
         errors = [column.nanmean().item() for column in (gap.error_on_states, gap.error_on_noised)]
         print(f"{steps:>5}{gap.spread[0].item():>24.3f}{errors[0]:>17.5f}{errors[1]:>18.5f}")
-    rows = {steps: [column.tolist() for column in gap] for steps, gap in gaps.items()}
+    rows = {
+        f"K = {steps}": {name: column.tolist() for name, column in gap._asdict().items()}
+        for steps, gap in gaps.items()
+    }
     (arguments.output / "gap.json").write_text(json.dumps(rows))
-    draw(gaps, arguments.output / "gap.png")
+    draw_gaps(rows).savefig(arguments.output / "gap.png", dpi=110)
     print(f"Picture: {arguments.output / 'gap.png'}")
 
 

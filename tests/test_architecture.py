@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "avalanche_magd"
 LAYERS = [
-    {"arguments", "classes", "files", "randomness", "samples"},
+    {"arguments", "classes", "files", "pictures", "randomness", "samples"},
     {"schedule", "networks", "pixels", "saving", "benchmarks"},
     {"samplers"},
     {"sampling"},
@@ -20,8 +20,11 @@ LAYERS = [
     {"distillation"},
     {"replay", "resuming", "solver"},
     {"training"},
-    {"checkpointing", "plugin", "metrics.cost", "metrics.gap"}
-    | {f"metrics.{name}" for name in ("forgetting", "frechet", "kernel", "labels", "neighbours")},
+    {"checkpointing", "plugin", "runs", "metrics.cost", "metrics.gap", "metrics.judge"}
+    | {f"metrics.{name}" for name in ("features", "losses", "samples", "forgetting")}
+    | {f"metrics.{name}" for name in ("frechet", "kernel", "labels", "neighbours")},
+    {"metrics.comparison", "report"},
+    {"metrics.generation"},
     {"metrics"},
     {""},
 ]
@@ -34,7 +37,12 @@ HOSTS = {
         "benchmarks",
         "checkpointing",
         "solver",
+        "runs",
+        "metrics.comparison",
         "metrics.cost",
+        "metrics.generation",
+        "metrics.losses",
+        "metrics.samples",
     },
     "diffusers": {"networks", "saving", "schedule"},
 }

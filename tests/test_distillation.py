@@ -358,6 +358,6 @@ def test_absurd_arguments_are_refused(
 def test_lessons_are_joined_and_chosen_row_by_row() -> None:
     t = torch.arange(3)
     images = torch.arange(3.0).view(3, 1, 1, 1)
-    lessons = LessonBatch(images, t, t, images)
+    lessons = LessonBatch(images, t, t, images, t)
     both = LessonBatch.cat([lessons, lessons]).rows(torch.tensor([5, 0]))
-    assert [tensor.flatten().tolist() for tensor in both] == [[2, 0]] * 4
+    assert [tensor.flatten().tolist() for tensor in both] == [[2, 0]] * 5

@@ -25,7 +25,7 @@ References:
 
 import torch
 
-from avalanche_magd.distillation.batch import noised_lessons
+from avalanche_magd.distillation.batch import Input, noised_lessons
 from avalanche_magd.distillation.draft import Draft, Source
 from avalanche_magd.distillation.magd import MAGD
 from avalanche_magd.distillation.nigd import lessons_at
@@ -38,7 +38,7 @@ def dgr(source: Source, kept: int) -> Draft:
     """Generated images are taught as if they were real."""
     images = source.run(None).images.repeat_interleave(kept, 0)
     labels = source.labels.repeat_interleave(kept)
-    lessons = noised_lessons(source.schedule, images, labels, source.rng)
+    lessons = noised_lessons(source.schedule, images, labels, source.rng, Input.RENOISED)
     return Draft(lessons, torch.ones_like(lessons.t, dtype=torch.float32), None)
 
 
@@ -56,13 +56,14 @@ def gaussian_distillation(source: Source, kept: int) -> Draft:
     """Pure noise, whatever t says; no image is needed."""
     draft = lwf_distillation(source, kept)
     noise = torch.randn(draft.lessons.x_t.shape, generator=source.rng, device=source.rng.device)
-    return draft._replace(lessons=draft.lessons._replace(x_t=noise))
+    kind = torch.full_like(draft.lessons.kind, Input.NOISE)
+    return draft._replace(lessons=draft.lessons._replace(x_t=noise, kind=kind))
 
 
 def lwf_distillation(source: Source, kept: int) -> Draft:
     """Current images under the names of old classes; nothing is generated."""
     labels = source.labels.repeat_interleave(kept)
     images = source.current_images(len(labels))
-    lessons = noised_lessons(source.schedule, images, labels, source.rng)
+    lessons = noised_lessons(source.schedule, images, labels, source.rng, Input.CURRENT)
     weights = torch.ones_like(lessons.t, dtype=torch.float32)
     return Draft(lessons, weights, torch.ones_like(weights, dtype=torch.bool))

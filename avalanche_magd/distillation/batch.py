@@ -1,6 +1,7 @@
 """The tensors in which every way of distilling ends: what the student sees and should answer."""
 
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,21 @@ from torch import Tensor
 
 from avalanche_magd.sampling import Denoiser
 from avalanche_magd.schedule import NoiseSchedule
+
+
+class Input(IntEnum):
+    """Where a lesson's noised image comes from."""
+
+    REAL = 0
+    """A current image under its own label, taught with the true answer."""
+    STATE = 1
+    """A state of a reverse run: NIGD, partial generation."""
+    RENOISED = 2
+    """A generated image, noised again."""
+    CURRENT = 3
+    """A current image in a lesson about the past: SGGD, LwF distillation."""
+    NOISE = 4
+    """Pure noise, whatever t says."""
 
 
 class LessonBatch(NamedTuple):
@@ -22,6 +38,8 @@ class LessonBatch(NamedTuple):
     """Class of each, as the teacher was given it."""
     target: Float[Tensor, "n c h w"]
     """The raw prediction to learn, of the network's prediction type."""
+    kind: Int[Tensor, " n"]
+    """:class:`Input` of each."""
 
     def rows(self, index: Tensor) -> "LessonBatch":
         """The chosen lessons."""
@@ -47,8 +65,9 @@ def noised_lessons(
     x_0: Float[Tensor, "n c h w"],
     labels: Int[Tensor, " n"],
     rng: torch.Generator,
+    kind: Input = Input.REAL,
 ) -> LessonBatch:
-    """What real images teach: noised to timesteps spread evenly over [0, T), answer known."""
+    """What finished images teach: noised to timesteps spread evenly over [0, T), answer known."""
     count = len(x_0)
     jitter = torch.rand(count, generator=rng, device=rng.device)
     strata = torch.randperm(count, generator=rng, device=rng.device)
@@ -56,7 +75,11 @@ def noised_lessons(
     t = t.clamp(max=schedule.num_train_timesteps - 1)
     noise = torch.randn(x_0.shape, generator=rng, device=rng.device)
     return LessonBatch(
-        schedule.add_noise(x_0, noise, t), t, labels, schedule.target(x_0, noise, t)
+        schedule.add_noise(x_0, noise, t),
+        t,
+        labels,
+        schedule.target(x_0, noise, t),
+        torch.full_like(t, kind, dtype=torch.int8),
     )
 
 
@@ -67,14 +90,15 @@ def noise_again(
     schedule: NoiseSchedule,
     rng: torch.Generator,
 ) -> LessonBatch:
-    """Give each chosen lesson another input: an image ``x_0``, noised to the lesson's t.
+    """Give each chosen lesson another input: a current image ``x_0``, noised to the lesson's t.
 
     Their targets are stale afterwards: see :func:`ask_again`.
     """
     noise = torch.randn(x_0.shape, generator=rng, device=rng.device)
     x_t = lessons.x_t.clone()
     x_t[chosen] = schedule.add_noise(x_0, noise, lessons.t[chosen])
-    return lessons._replace(x_t=x_t)
+    kind = lessons.kind.masked_fill(chosen, Input.CURRENT)
+    return lessons._replace(x_t=x_t, kind=kind)
 
 
 def ask_again(

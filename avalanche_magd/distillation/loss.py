@@ -5,8 +5,16 @@ error of the raw prediction. ``w_new`` = current / (current + replayed) classes 
 count the same, as in training on all of them at once.
 """
 
-from jaxtyping import Float
+from typing import Final, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from avalanche_magd.distillation.batch import Input
+
+STEPS_PER_POINT: Final = 20
+"""Training steps that a point of a curve is the mean of."""
 
 
 def current_share(current_classes: int, replayed_classes: int) -> float:
@@ -41,3 +49,41 @@ def total_loss(
     if not len(replay):
         return current.mean()
     return w_new * current.mean() + (1 - w_new) * replay_weight * replay.mean()
+
+
+class CurvePoint(NamedTuple):
+    """The mean of some training steps."""
+
+    step: int
+    """The last of them, counted from the generator's first."""
+    errors: dict[str, float]
+    """Mean squared error by kind of lesson, where there were any."""
+
+
+class LossCurves:
+    """Squared errors by :class:`~avalanche_magd.distillation.batch.Input`, as training goes.
+
+    Attributes:
+        points: so far; a part of an online stream may end between two.
+    """
+
+    def __init__(self) -> None:
+        self.points: list[CurvePoint] = []
+        self._steps = 0
+        self._sums: Tensor | None = None
+
+    def add(self, errors: Float[Tensor, " n"], kind: Int[Tensor, " n"]) -> CurvePoint | None:
+        """Count a training step; gives a point if one is complete."""
+        if self._sums is None:
+            self._sums = torch.zeros(2, len(Input), device=errors.device)
+        columns = torch.stack([errors, torch.ones_like(errors)])
+        self._sums.index_add_(1, kind.long(), columns)
+        self._steps += 1
+        if self._steps % STEPS_PER_POINT:
+            return None
+        sums, counts = self._sums.tolist()
+        self._sums = None
+        named = zip(Input, sums, counts, strict=True)
+        errors_of = {kind.name.lower(): total / n for kind, total, n in named if n}
+        self.points.append(CurvePoint(self._steps, errors_of))
+        return self.points[-1]

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 
 from avalanche_magd.arguments import check_number
-from avalanche_magd.distillation.batch import noise_again, noised_lessons
+from avalanche_magd.distillation.batch import Input, noise_again, noised_lessons
 from avalanche_magd.distillation.draft import Draft, Source
 from avalanche_magd.distillation.nigd import trajectory_lessons
 from avalanche_magd.distillation.sggd import SnrBand, check_snr_band, outside_band, safe_band
@@ -57,7 +57,7 @@ class MAGD:
         again = torch.rand(len(weights), generator=rng, device=rng.device) >= self.trajectory_share
         if again.any():
             finished = run.images.repeat_interleave(kept, 0)[again]
-            noised = noised_lessons(schedule, finished, lessons.labels[again], rng)
+            noised = noised_lessons(schedule, finished, lessons.labels[again], rng, Input.RENOISED)
             for column, values in zip(lessons, noised, strict=True):
                 column[again] = values
             weights = weights.masked_fill(again, weights.mean())

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from avalanche_magd.distillation.batch import LessonBatch
+from avalanche_magd.distillation.batch import Input, LessonBatch
 from avalanche_magd.sampling import Trajectory, steps_at, stretches
 
 
@@ -55,9 +55,11 @@ def trajectory_lessons(
 def lessons_at(trajectory: Trajectory, step: Int[Tensor, "b n"]) -> LessonBatch:
     """The states of b runs at n steps each, those of a run next to one another."""
     index = (step, torch.arange(len(step), device=step.device)[:, None])
+    t = trajectory.timesteps[index].flatten()
     return LessonBatch(
         trajectory.states[index].flatten(0, 1),
-        trajectory.timesteps[index].flatten(),
+        t,
         trajectory.labels.repeat_interleave(step.shape[1]),
         trajectory.outputs[index].flatten(0, 1),
+        torch.full_like(t, Input.STATE, dtype=torch.int8),
     )

@@ -53,6 +53,7 @@ class Pool:
             t=torch.zeros(rows, dtype=torch.int64, device=device),
             labels=torch.zeros(rows, dtype=torch.int64, device=device),
             target=torch.zeros(rows, *image_shape, dtype=torch.float16, device=device),
+            kind=torch.zeros(rows, dtype=torch.int8, device=device),
         )
         self.weights = torch.zeros(rows, device=device)
         # The pass that filled a slot; 0 while it is empty.
@@ -186,5 +187,5 @@ def image_bytes(pixels: int) -> int:
 
 
 def lesson_bytes(pixels: int) -> int:
-    """Bytes of one lesson: state and target in half precision, three integers, two weights."""
-    return 2 * (2 * pixels) + 3 * 8 + (4 + 8)
+    """Bytes of one lesson: state and target in half precision, four integers, two weights."""
+    return 2 * (2 * pixels) + (3 * 8 + 1) + (4 + 8)

@@ -35,6 +35,7 @@ class GeneratorCost(PluginMetric[dict[str, float]]):
             "lessons": cost.lessons,
             "generation seconds": cost.generation.seconds + cost.replay.seconds,
             "training seconds": cost.training.seconds,
+            "evaluation seconds": cost.evaluation.seconds,
             "pool bytes": cost.pool_bytes,
             "peak bytes": cost.peak_bytes,
         }

@@ -8,9 +8,10 @@ References:
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 
-def average_distance(now: Mapping[int, float]) -> float:
+def average_distance(now: Mapping[Any, float]) -> float:
     """Mean distance over the experiences; AFID, if the distance is FID.
 
     Args:
@@ -24,7 +25,7 @@ def average_distance(now: Mapping[int, float]) -> float:
     return sum(now.values()) / len(now)
 
 
-def generative_forgetting(when_learnt: Mapping[int, float], now: Mapping[int, float]) -> float:
+def generative_forgetting(when_learnt: Mapping[Any, float], now: Mapping[Any, float]) -> float:
     """By how much distances have grown since their experiences were learnt, on average.
 
     Args:

@@ -1,0 +1,184 @@
+"""What the metrics of generation compare: real and generated images of the same classes.
+
+They are seen by two networks, one for features and one, the judge, for classes. What is kept of
+real images is their features and labels.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from avalanche.evaluation import PluginMetric
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from avalanche_magd.arguments import check_count
+from avalanche_magd.classes import NULL_LABEL
+from avalanche_magd.metrics.judge import Judge
+
+Features = Callable[[Float[Tensor, "n c h w"]], Float[Tensor, "n d"]]
+"""A feature network; its images are in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Real and generated images of the same classes, as the networks see them."""
+
+    real: Float[Tensor, "n d"]
+    """Features of real images."""
+    generated: Float[Tensor, "n d"]
+    """Features of generated images."""
+    training: Float[Tensor, "m d"]
+    """Features of training images of these classes; may be empty."""
+    asked: Int[Tensor, " n"]
+    """Class of each real image, which was asked for in the generated one."""
+    seen: Int[Tensor, " n"]
+    """Class that the judge sees in each generated image."""
+
+    @classmethod
+    def cat(cls, parts: Sequence["Compared"]) -> "Compared":
+        """All images of several."""
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        return cls(*(torch.cat(column) for column in columns))
+
+
+class _Seen(NamedTuple):
+    """Real images of an experience: what is kept of them."""
+
+    labels: Tensor
+    tasks: Tensor | None
+    features: Tensor
+
+
+class Comparison(PluginMetric[None]):
+    """Generates, and shows all images to the networks; emits nothing. Stands before the metrics.
+
+    Args:
+        plugin: the strategy's plugin.
+        judge: see :func:`~avalanche_magd.metrics.judge.train_judge`.
+        features: of images in [0, 1]. Default: the judge's own.
+        images: real and generated ones of each experience, at most.
+        training_images: of each experience, at most, among which copies are looked for.
+        seed: of the noise.
+
+    Attributes:
+        of_experience: the experience that was just evaluated; ``None`` if the generator does not
+            know its classes.
+        of_stream: all those of this evaluation, by their index.
+    """
+
+    def __init__(
+        self,
+        plugin: Any,
+        judge: Judge,
+        features: Features | None = None,
+        *,
+        images: int = 500,
+        training_images: int = 10_000,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_count("images", images, at_least=2)
+        check_count("training_images", training_images)
+        self.plugin = plugin
+        self.judge = judge
+        self.features = features
+        self.images = images
+        self.training_images = training_images
+        self.seed = seed
+        self.of_experience: Compared | None = None
+        self.of_stream: dict[int, Compared] = {}
+        self._real: dict[tuple[str, int, int], _Seen] = {}
+        self._training: dict[int, Tensor] = {}
+        self._known: dict[tuple[str, int, int], tuple[int, Compared]] = {}
+
+    def result(self) -> None:
+        """Nothing by itself."""
+
+    def reset(self) -> None:
+        """Forget the evaluation; what real images look like is kept."""
+        self.of_experience, self.of_stream = None, {}
+
+    def before_training_exp(self, strategy: Any) -> None:
+        """Look at training images, without augmentation."""
+        generator = self.plugin.generator
+        if generator is None:
+            return
+        with self.plugin.cost.evaluation.measure(generator):
+            part = self._look(strategy.experience.dataset, self.training_images)
+            targets = self.judge.targets_of(part.labels, part.tasks)
+            for target in sorted(set(targets.tolist())):
+                known = self._training.get(target, part.features[:0])
+                new = part.features[targets == target]
+                self._training[target] = torch.cat([known, new])[: self.training_images]
+
+    def before_eval(self, strategy: Any) -> None:
+        """A new evaluation."""
+        self.reset()
+
+    def after_eval_exp(self, strategy: Any) -> None:
+        """Compare the experience."""
+        self.of_experience = None
+        generator = self.plugin.generator
+        if generator is None or not generator.classes:
+            return
+        experience = strategy.experience
+        index = experience.current_experience
+        key = (experience.origin_stream.name, index, len(experience.dataset))
+        with self.plugin.cost.evaluation.measure(generator):
+            if key not in self._real:
+                self._real[key] = self._look(experience.dataset, self.images)
+            self.of_experience = self._compare(key)
+        if self.of_experience is not None:
+            self.of_stream[index] = self.of_experience
+
+    def _compare(self, key: tuple[str, int, int]) -> Compared | None:
+        """Anew, if the generator has learnt since the last time."""
+        learnt = self.plugin.cost.training.backwards
+        if self._known.get(key, (-1,))[0] == learnt:
+            return self._known[key][1]
+        generator, real = self.plugin.generator, self._real[key]
+        numbers = generator.class_table.numbers_of(real.labels, real.tasks)
+        known = numbers != NULL_LABEL
+        if not known.any():
+            return None
+        rng = torch.Generator(generator.device).manual_seed(self.seed)
+        generated = generator.generate(condition=numbers[known], rng=rng)
+        asked = self.judge.targets_of(real.labels, real.tasks)[known]
+        nothing = real.features[:0]
+        trained = [self._training.get(target, nothing) for target in sorted(set(asked.tolist()))]
+        with torch.no_grad():
+            seen = self.judge.to(generator.device)(generated).argmax(1).cpu()
+        compared = Compared(
+            real.features[known],
+            self._features_of(generated),
+            torch.cat(trained),
+            asked,
+            seen,
+        )
+        self._known[key] = (learnt, compared)
+        return compared
+
+    def _look(self, dataset: Any, at_most: int) -> _Seen:
+        """Some images of a dataset, spread evenly over it, as evaluation sees them."""
+        dataset = dataset.eval()
+        count = min(at_most, len(dataset))
+        rows = [dataset[index * len(dataset) // count] for index in range(count)]
+        images, *columns = zip(*rows, strict=True)
+        labels, *tasks = (torch.tensor([int(value) for value in column]) for column in columns)
+        device = self.plugin.generator.device
+        features = self._features_of(torch.stack(images).float().to(device))
+        return _Seen(labels, tasks[0] if tasks else None, features)
+
+    @torch.no_grad()
+    def _features_of(self, images: Tensor) -> Tensor:
+        """On the CPU, whatever computed them."""
+        if self.features is None:
+            network: Features = self.judge.to(images.device).features
+        else:
+            images = (self.plugin.generator.pixel_range.to_model(images) + 1).clamp(0, 2) / 2
+            network = self.features
+            if isinstance(network, nn.Module):
+                network.to(images.device)
+        return torch.cat([network(part).float().cpu() for part in torch.split(images, 256)])

@@ -1,0 +1,163 @@
+"""Pictures of a run: functions from figures to a matplotlib ``Figure``, without global state."""
+
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+from torch import Tensor
+
+DPI: Final = 110
+
+
+def to_image(figure: Figure) -> UInt8[Tensor, "3 h w"]:
+    """A figure as pixels, for loggers."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=DPI)
+    pixels = np.array(Image.open(stream).convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def draw_grid(
+    cells: Sequence[Sequence[Tensor | None]], rows: Sequence[str], columns: Sequence[str]
+) -> Figure:
+    """Images in rows and columns.
+
+    Args:
+        cells: images of one shape in [0, 1], channels first, with one or three channels; of other
+            numbers of channels the first is shown. ``None`` leaves a cell empty.
+        rows: name of each row.
+        columns: title of each column.
+
+    Raises:
+        ValueError: there is no image.
+    """
+    images = [image for row in cells for image in row if image is not None]
+    if not images:
+        raise ValueError("draw_grid needs an image.")
+    channels, height, width = images[0].shape
+    gap = max(1, width // 16)
+    size = (len(rows) * (height + gap), len(columns) * (width + gap))
+    canvas = torch.ones(channels if channels == 3 else 1, *size)
+    for row, of_row in enumerate(cells):
+        for column, image in enumerate(of_row):
+            if image is not None:
+                top, left = row * (height + gap), column * (width + gap)
+                shown = image.detach().cpu().clamp(0, 1)[: len(canvas)]
+                canvas[:, top : top + height, left : left + width] = shown
+    figure = Figure((0.6 + 0.75 * len(columns), 0.3 + 0.75 * len(rows)), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(canvas.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1, aspect="auto")
+    centres = (np.arange(len(rows)) * (height + gap) + height / 2).tolist()
+    axis.set_yticks(centres, rows, fontsize=9)
+    centres = (np.arange(len(columns)) * (width + gap) + width / 2).tolist()
+    axis.set_xticks(centres, columns, fontsize=8)
+    axis.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
+    axis.spines[:].set_visible(False)
+    return figure
+
+
+def draw_matrix(matrix: Sequence[Sequence[float | None]]) -> Figure:
+    """Accuracies, a row for each experience learnt, a column for each experience tested.
+
+    Args:
+        matrix: in [0, 1]; ``None`` where nothing was tested.
+    """
+    rows, columns = len(matrix), max(map(len, matrix))
+    figure = Figure((1.8 + 0.5 * columns, 1.2 + 0.45 * rows), layout="constrained")
+    axis = figure.subplots()
+    values = [[float("nan") if cell is None else cell for cell in row] for row in matrix]
+    shown = axis.imshow(values, vmin=0, vmax=1, cmap="viridis")
+    if columns <= 20:
+        for row, cells in enumerate(matrix):
+            for column, cell in enumerate(cells):
+                if cell is not None:
+                    color = "black" if cell > 0.6 else "white"
+                    text = axis.text(column, row, f"{cell:.2f}", color=color, size=8)
+                    text.set(ha="center", va="center")
+    axis.set(xlabel="experience tested", ylabel="experiences learnt")
+    for ticks, count in ((axis.set_xticks, columns), (axis.set_yticks, rows)):
+        at = range(0, count, 1 + count // 20)
+        ticks(at, [str(tick + 1) for tick in at])
+    figure.colorbar(shown, shrink=0.8)
+    return figure
+
+
+def draw_curves(curves: Mapping[str, Sequence[Mapping[int, float]]], title: str) -> Figure:
+    """A line for each method: mean over its runs, and their standard deviation as a band.
+
+    Args:
+        curves: for each method, for each of its runs, value by number of experiences learnt. A
+            method with a single value, where others have more, is a bound: a line across.
+        title: what is shown.
+    """
+    figure = Figure((6.4, 4), layout="constrained")
+    axis = figure.subplots()
+    longest = max(len(run) for runs in curves.values() for run in runs)
+    for name, runs in curves.items():
+        at = sorted({learnt for run in runs for learnt in run})
+        values = [[run[learnt] for run in runs if learnt in run] for learnt in at]
+        means = [statistics.mean(each) for each in values]
+        if len(at) == 1 < longest:
+            axis.axhline(means[0], linestyle=":", color="gray", label=name)
+            continue
+        spread = [statistics.stdev(each) if len(each) > 1 else 0.0 for each in values]
+        (line,) = axis.plot(at, means, marker="o", markersize=4, label=name)
+        low = [mean - each for mean, each in zip(means, spread, strict=True)]
+        high = [mean + each for mean, each in zip(means, spread, strict=True)]
+        axis.fill_between(at, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    axis.set(xlabel="experiences learnt", ylabel=title)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _finish(axis)
+    return figure
+
+
+def draw_losses(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
+    """Errors over the generator's training steps.
+
+    Args:
+        curves: for each name steps and values, both of the same length.
+    """
+    figure = Figure((6.4, 3.2), layout="constrained")
+    axis = figure.subplots()
+    for name, (steps, values) in curves.items():
+        axis.plot(steps, values, linewidth=1, label=name)
+    axis.set(xlabel="training steps of the generator", ylabel="squared error", yscale="log")
+    _finish(axis)
+    return figure
+
+
+def draw_gaps(gaps: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """How far the states of reverse runs are from noised images, in three panels.
+
+    Args:
+        gaps: for each name the columns of a :class:`~avalanche_magd.metrics.Gap`.
+    """
+    figure = Figure((13, 3.8), layout="constrained")
+    titles = {
+        "spread": "spread of states ÷ of noised images",
+        "output": "predictions on states ÷ on noised images",
+        "error_on_states": "student − teacher, squared (dotted: on noised images)",
+    }
+    for axis, (column, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
+        for name, gap in gaps.items():
+            (line,) = axis.plot(gap["t"], gap[column], marker=".", label=name)
+            if column == "error_on_states":
+                axis.plot(gap["t"], gap["error_on_noised"], ":", color=line.get_color())
+                axis.set_yscale("log")
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("t (0 is clean)")
+        _finish(axis)
+    return figure
+
+
+def _finish(axis: Axes) -> None:
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)

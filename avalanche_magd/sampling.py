@@ -20,7 +20,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from avalanche_magd.samplers import Images, Indices, Sampler, SamplerName, make_sampler
+from avalanche_magd.samplers import (
+    DEFAULT_SAMPLER,
+    Images,
+    Indices,
+    Sampler,
+    SamplerName,
+    make_sampler,
+)
 from avalanche_magd.schedule import NoiseSchedule
 
 Denoiser = Callable[[Images, Indices, Indices], Images]
@@ -176,7 +183,7 @@ def reverse_runs(
     num_inference_steps: int,
     rng: torch.Generator,
     *,
-    sampler: SamplerName = "ddim",
+    sampler: SamplerName = DEFAULT_SAMPLER,
     eta: float = 0.0,
     guidance: Guidance | None = None,
     position: Float[Tensor, " n"] | None = None,

@@ -8,8 +8,8 @@ published and pooled, and the bounds), ``parts``, ``samplers``, ``losses``, ``te
 With ``--equal-seconds`` each mode gets as many training steps as fit into the seconds that MAGD
 takes, by a calibration on this machine, which is kept in the output folder.
 
-Each finished run is a JSON file; an interrupted or extended study runs only what is missing. The
-table gives mean ± standard error over the seeds, and ``ablation.png`` the same as a figure.
+Each finished run is a line of JSON; an interrupted or extended study runs only what is missing.
+The table gives mean ± standard error over the seeds, and a figure the same.
 
 Needs no download for digits. A run takes about a minute on two CPU cores; a group several hours
 with five seeds.
@@ -18,17 +18,14 @@ with five seeds.
 """
 
 import argparse
-import hashlib
 import json
 import math
-import re
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import typing
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from io import StringIO
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +39,25 @@ from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics
 from avalanche.logging import TextLogger
 from avalanche.training import Cumulative, Naive
 from avalanche.training.plugins import EvaluationPlugin
+from study import (
+    ACCURACY,
+    FORGETTING,
+    Solver,
+    add_arguments,
+    finish,
+    key_of,
+    load,
+    mean_and_error,
+    results_table,
+)
 from torch import Tensor, nn
 
 from avalanche_magd import DiffusionGenerator, MAGDPlugin, MAGDTraining
-from avalanche_magd.benchmarks import split_digits, split_fashion_mnist, split_image_folder
 from avalanche_magd.distillation import MAGD, Distillation, baselines
 from avalanche_magd.metrics import class_kld, frechet_distance, label_agreement, moments
+from avalanche_magd.samplers import DEFAULT_SAMPLER, SamplerName
 
 JUDGED_IMAGES = 2000
-STREAM_ACCURACY = "Top1_Acc_Stream/eval_phase/test_stream/Task000"
-STREAM_FORGETTING = "StreamForgetting/eval_phase/test_stream"
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ GROUPS: dict[str, dict[str, Row]] = {
         for name in ("ddim", "dpmpp_2m", "unipc")
         for steps in (2, 5, 10, 20)
     }
-    | {f"ddim, eta {eta}": Row({"eta": eta}) for eta in (0.5, 1.0)},
+    | {f"ddim, eta {eta}": Row({"sampler": "ddim", "eta": eta}) for eta in (0.5, 1.0)},
     "losses": {
         f"trajectory share {share}": mode(MAGD(trajectory_share=share)) for share in (0.75, 0.5)
     }
@@ -147,42 +153,6 @@ GROUPS: dict[str, dict[str, Row]] = {
 }
 
 
-class Classifier(nn.Module):
-    """A small convolutional network: the solver, and the judge of what is generated."""
-
-    def __init__(self, channels: int, classes: int) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(channels, 32, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(32, 64, 3, padding=1),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(4),
-            nn.Flatten(),
-            nn.Linear(64 * 16, 128),
-        )
-        self.head = nn.Sequential(nn.ReLU(), nn.Linear(128, classes))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
-        logits: Tensor = self.head(self.features(x))
-        return logits
-
-
-def load(arguments: argparse.Namespace, experiences: int, seed: int) -> Any:
-    """The benchmark that was asked for."""
-    if arguments.benchmark == "folder":
-        size = arguments.image_size
-        return split_image_folder(arguments.root, experiences, image_size=size, seed=seed)
-    if arguments.benchmark == "fashion_mnist":
-        per_class = arguments.images_per_class
-        return split_fashion_mnist(
-            experiences, root=arguments.root, images_per_class=per_class, seed=seed
-        )
-    return split_digits(experiences, seed=seed)
-
-
 def tensors(stream: Any) -> tuple[Tensor, Tensor]:
     """All images and labels of a stream, without augmentation."""
     samples = [sample for exp in stream for sample in exp.dataset.eval()]
@@ -190,12 +160,12 @@ def tensors(stream: Any) -> tuple[Tensor, Tensor]:
     return images, torch.tensor([label for _, label, *_ in samples])
 
 
-def train_judge(arguments: argparse.Namespace) -> Classifier:
+def train_judge(arguments: argparse.Namespace) -> Solver:
     """A classifier that saw all real training images; the same for every row."""
     benchmark = load(arguments, 1, 0)
     images, labels = tensors(benchmark.train_stream)
     torch.manual_seed(12345)
-    judge = Classifier(images.shape[1], benchmark.n_classes)
+    judge = Solver(images.shape[1], benchmark.n_classes)
     file = arguments.output / "judge.pt"
     if file.exists():
         judge.load_state_dict(torch.load(file, weights_only=True))
@@ -215,7 +185,7 @@ def train_judge(arguments: argparse.Namespace) -> Classifier:
 
 
 @torch.no_grad()
-def judged(generator: DiffusionGenerator, judge: Classifier, benchmark: Any) -> dict[str, float]:
+def judged(generator: DiffusionGenerator, judge: Solver, benchmark: Any) -> dict[str, float]:
     """How good what the generator remembers at the end is, in the judge's eyes."""
     real, real_labels = tensors(benchmark.test_stream)
     if len(real) > JUDGED_IMAGES:
@@ -225,7 +195,7 @@ def judged(generator: DiffusionGenerator, judge: Classifier, benchmark: Any) -> 
     labels = real_labels.to(generator.device)
     generated = generator.generate(condition=labels, rng=rng).to(real)
     seen = judge(generated).argmax(1)
-    features = (moments(judge.features(images)) for images in (real, generated))
+    features = (moments(judge.body(images)) for images in (real, generated))
     return {
         "frechet": frechet_distance(*features),
         "label agreement": label_agreement(real_labels, seen),
@@ -245,7 +215,11 @@ def build(row: Row, image_shape: Any, arguments: argparse.Namespace, seed: int) 
     """The row's generator and its training."""
     torch.manual_seed(seed)
     generator = DiffusionGenerator(image_shape, **row.generator)
-    settings = {"pool_size": arguments.pool_size, **row.distillation}
+    settings = {
+        "pool_size": arguments.pool_size,
+        "sampler": arguments.sampler,
+        **row.distillation,
+    }
     return MAGDTraining(
         model=generator,
         optimizer=torch.optim.AdamW(generator.parameters(), lr=2e-3, fused=True),
@@ -255,9 +229,8 @@ def build(row: Row, image_shape: Any, arguments: argparse.Namespace, seed: int) 
     )
 
 
-def run(row: Row, arguments: argparse.Namespace, seed: int) -> dict[str, float]:
+def run(name: str, row: Row, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Train solver and generator on all experiences, and judge them."""
-    torch.set_num_threads(max(1, torch.get_num_threads() // arguments.jobs))
     benchmark = load(arguments, 1 if row.bound == "joint" else arguments.experiences, seed)
     image, *_ = benchmark.train_stream[0].dataset[0]
     plugins: list[Any] = []
@@ -267,7 +240,7 @@ def run(row: Row, arguments: argparse.Namespace, seed: int) -> dict[str, float]:
             training.train_iterations *= arguments.experiences
         plugins.append(MAGDPlugin(training, **row.plugin, seed=seed))
     torch.manual_seed(seed)
-    model = Classifier(len(image), benchmark.n_classes)
+    model = Solver(len(image), benchmark.n_classes)
     strategy = (Cumulative if row.bound == "cumulative" else Naive)(
         model=model,
         criterion=nn.CrossEntropyLoss(),
@@ -282,9 +255,14 @@ def run(row: Row, arguments: argparse.Namespace, seed: int) -> dict[str, float]:
     for experience in benchmark.train_stream:
         strategy.train(experience)
         metrics = strategy.eval(benchmark.test_stream[: experience.current_experience + 1])
-    result = {"accuracy": metrics[STREAM_ACCURACY], "seconds": time.perf_counter() - start}
+    result = {
+        "name": name,
+        "seed": seed,
+        "accuracy": metrics[ACCURACY],
+        "seconds": time.perf_counter() - start,
+    }
     if len(benchmark.train_stream) > 1:
-        result["forgetting"] = metrics[STREAM_FORGETTING]
+        result["forgetting"] = metrics[FORGETTING]
     if plugins:
         cost = training.cost
         result |= {
@@ -341,7 +319,7 @@ class Stopwatch:
             row, distillation=settings, training={**row.training, "train_iterations": self.steps}
         )
         self.training = build(row, tuple(image.shape), arguments, 0)
-        model = Classifier(len(image), benchmark.n_classes)
+        model = Solver(len(image), benchmark.n_classes)
         self.strategy = Naive(
             model=model,
             optimizer=torch.optim.Adam(model.parameters()),
@@ -370,14 +348,6 @@ def write(file: Path, content: Any) -> None:
     partial.replace(file)
 
 
-def cached(row: Row, seed: int, arguments: argparse.Namespace) -> Path:
-    """Where a run's result is kept: another file for other settings."""
-    ignored = {"output", "seeds", "groups", "rows", "jobs", "equal_seconds", "root"}
-    settings = {key: value for key, value in vars(arguments).items() if key not in ignored}
-    said = re.sub(" at 0x[0-9a-f]+", "", repr((row, sorted(settings.items())))).encode()
-    return arguments.output / f"{hashlib.sha256(said).hexdigest()[:12]}-{seed}.json"
-
-
 COLUMNS = {
     "accuracy": ".3f",
     "forgetting": ".3f",
@@ -389,29 +359,6 @@ COLUMNS = {
     "iterations": ".0f",
     "seconds": ".1f",
 }
-
-
-def mean_and_error(values: list[float]) -> tuple[float, float]:
-    """Mean, and its standard error."""
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return statistics.mean(values), error
-
-
-def table(results: dict[str, list[dict[str, float]]]) -> str:
-    """A Markdown table: mean ± standard error over the seeds."""
-    lines = [f"| row | seeds | {' | '.join(COLUMNS)} |", "|---|---|" + "---|" * len(COLUMNS)]
-    for name, runs in results.items():
-        cells = []
-        for column, form in COLUMNS.items():
-            values = [run[column] for run in runs if column in run]
-            if not values:
-                cells.append("–")
-                continue
-            mean, error = mean_and_error(values)
-            spread = f" ± {error:{form}}" if error and column != "iterations" else ""
-            cells.append(f"{mean:{form}}{spread}")
-        lines.append(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def draw(results: dict[str, list[dict[str, float]]], file: Path) -> None:
@@ -433,30 +380,19 @@ def draw(results: dict[str, list[dict[str, float]]], file: Path) -> None:
     plt.close(figure)
 
 
-def work(row: Row, seed: int, arguments: argparse.Namespace, file: Path) -> None:
-    """One run, in a process of its own."""
-    write(file, run(row, arguments, seed))
-
-
 def main() -> None:
     """Run what is missing, print the table, write the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_arguments(parser)
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=["modes"])
     parser.add_argument("--rows", nargs="+", help="only these rows of the groups")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    names = ("digits", "fashion_mnist", "folder")
-    parser.add_argument("--benchmark", choices=names, default="digits")
-    parser.add_argument("--root", type=Path, help="where the images are")
-    parser.add_argument("--image-size", type=int, default=32, help="side of a folder's images")
-    parser.add_argument("--images-per-class", type=int, help="of Fashion-MNIST; default: all")
-    parser.add_argument("--experiences", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=20, help="of the solver, per experience")
     parser.add_argument("--iterations", type=int, default=400, help="of the generator")
     parser.add_argument("--pool-size", type=int, default=2000)
+    samplers = typing.get_args(SamplerName)
+    parser.add_argument("--sampler", choices=samplers, default=DEFAULT_SAMPLER)
     parser.add_argument("--equal-seconds", action="store_true", help="see above")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once, cores shared evenly")
     parser.add_argument("--output", type=Path, default=Path("results/ablation"))
-    parser.add_argument("--smoke", action="store_true", help="tiny budgets, to see that it runs")
     arguments = parser.parse_args()
     if arguments.smoke:
         arguments.epochs, arguments.iterations, arguments.pool_size = 1, 3, 20
@@ -471,29 +407,17 @@ def main() -> None:
         for name, iterations in calibrate(rows, arguments).items():
             training = {**rows[name].training, "train_iterations": iterations}
             rows[name] = replace(rows[name], training=training)
-    files = {
-        (name, seed): cached(row, seed, arguments)
-        for seed in arguments.seeds
+    ignored = ("groups", "rows", "equal_seconds")
+    keys = {
+        (name, seed): key_of(arguments, ignored, row, seed)
         for name, row in rows.items()
+        for seed in arguments.seeds
     }
-    missing = [key for key, file in files.items() if not file.exists()]
-    print(f"{len(files) - len(missing)} of {len(files)} runs are there.", flush=True)
-    with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
-        futures = {
-            pool.submit(work, rows[name], seed, arguments, files[name, seed]): (name, seed)
-            for name, seed in missing
-        }
-        for done in as_completed(futures):
-            done.result()
-            name, seed = futures[done]
-            result = json.loads(files[name, seed].read_text())
-            print(f"{name}, seed {seed}: accuracy {result['accuracy']:.3f}", flush=True)
-    results = {
-        name: [json.loads(files[name, seed].read_text()) for seed in arguments.seeds]
-        for name in rows
-    }
+    tasks = {key: (name, rows[name], seed, arguments) for (name, seed), key in keys.items()}
+    lines = finish(arguments.output / "runs.jsonl", tasks, run, arguments.jobs)
+    results = {name: [lines[keys[name, seed]] for seed in arguments.seeds] for name in rows}
     title = "-".join(arguments.groups)
-    written = table(results)
+    written = results_table(results, COLUMNS)
     (arguments.output / f"{title}.md").write_text(written + "\n")
     draw(results, arguments.output / f"{title}.png")
     print(f"\n{written}\n\nFigure: {arguments.output / title}.png")

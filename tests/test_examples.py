@@ -12,17 +12,23 @@ from typing import Any
 
 import pytest
 
-EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+EXAMPLES = sorted(
+    file
+    for file in (Path(__file__).parents[1] / "examples").glob("*.py")
+    if file.stem != "study"  # what ablation and compare share
+)
 ROWS = ["magd", "ddgr, published", "cumulative", "joint"]
+METHODS = ["replay-50", "icarl-50", "strong_vae", "magd", "ddgr_published"]
 ARGUMENTS = {
+    "compare": ["--output", "{folder}", "--seconds", "1", "--methods", *METHODS],
     "ablation": ["--output", "{folder}", "--rows", *ROWS],
     "timing": ["--steps", "2", "20", "--json", "{folder}/timing.json"],
 }
 LEFT = {"resume": "*.pt", "online": "*.log", "timing": "timing.json"}
 
 
-def run(example: Path, folder: Path) -> str:
-    arguments = ARGUMENTS.get(example.stem, ["--output", "{folder}"])
+def run(example: Path, folder: Path, *more: str) -> str:
+    arguments = [*ARGUMENTS.get(example.stem, ["--output", "{folder}"]), *more]
     arguments = [argument.format(folder=folder) for argument in arguments]
     command = [sys.executable, str(example), "--smoke", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -40,10 +46,28 @@ def test_an_example_runs(example: Path, tmp_path: Path) -> None:
         assert "0 of 4 runs are there" in printed
         assert "4 of 4 runs are there" in run(example, tmp_path)
         assert all(f"| {row} | 1 |" in printed for row in ROWS)
+    elif example.stem == "compare":
+        check_comparison(tmp_path / "digits.jsonl", printed)
+        again = run(example, tmp_path, "naive")
+        assert "5 of 6 runs are there" in again
+        assert "| naive | 1 |" in again
     elif example.stem == "timing":
         check_timing(json.loads((tmp_path / "timing.json").read_text()))
     else:
         assert ("error on states" if example.stem == "gap" else "final accuracy") in printed
+
+
+def check_comparison(file: Path, printed: str) -> None:
+    lines = {line["name"]: line for line in map(json.loads, file.read_text().splitlines())}
+    assert set(lines) == set(METHODS)
+    assert all(f"| {name} | 1 |" in printed for name in METHODS)
+    assert all(len(line["accuracies"]) == 5 for line in lines.values())
+    assert lines["replay-50"]["kept MB"] == pytest.approx(50 * 65 / 1e6)
+    assert lines["magd"]["kept MB"] > 100 * lines["replay-50"]["kept MB"]
+    assert {"FrechetDistance", "LabelAgreement", "generator steps"} <= set(lines["magd"])
+    # As many steps as fit into the seconds.
+    assert lines["magd"]["generator steps"] > lines["ddgr_published"]["generator steps"] >= 1
+    assert "torch" in lines["magd"]["environment"]
 
 
 def check_timing(rows: list[dict[str, Any]]) -> None:

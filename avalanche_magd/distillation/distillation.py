@@ -27,7 +27,7 @@ from avalanche_magd.distillation.draft import CurrentImages, Draft, Mode, Source
 from avalanche_magd.distillation.magd import MAGD
 from avalanche_magd.distillation.pool import Pool, image_bytes, lesson_bytes
 from avalanche_magd.generator import DiffusionGenerator
-from avalanche_magd.samplers import Images, Indices, SamplerName, check_sampler
+from avalanche_magd.samplers import DEFAULT_SAMPLER, Images, Indices, SamplerName, check_sampler
 from avalanche_magd.sampling import Guidance, Trajectory, balanced_labels, reverse_runs
 
 BATCH_SIZE = 256
@@ -87,7 +87,7 @@ class Distillation:
     mode: Mode | None = field(default_factory=MAGD)
     pool_size: int = 2000
     num_inference_steps: int = 10
-    sampler: SamplerName = "ddim"
+    sampler: SamplerName = DEFAULT_SAMPLER
     eta: float = 0.0
     guidance_scale: float = 1.0
     classifier_scale: float = 0.0

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from avalanche_magd.generator import DiffusionGenerator
 from avalanche_magd.pictures import draw_grid, to_image
-from avalanche_magd.samplers import make_sampler
+from avalanche_magd.samplers import DEFAULT_SAMPLER, make_sampler
 from avalanche_magd.sampling import Trajectory, jittered_grid, sample
 
 MAX_ROWS: Final = 20
@@ -37,7 +37,7 @@ def fixed_runs(generator: DiffusionGenerator, classes: list[int], seed: int) -> 
             torch.stack(noise).to(generator.device),
             torch.tensor(classes, device=generator.device),
             torch.cat(grids, 1).to(generator.device),
-            make_sampler("ddim", generator.schedule, 0.0, rng),
+            make_sampler(DEFAULT_SAMPLER, generator.schedule, 0.0, rng),
         )
 
 

@@ -1,0 +1,161 @@
+"""What the studies share: benchmarks, the solver, and runs that are kept as lines of JSON."""
+
+import argparse
+import hashlib
+import json
+import math
+import re
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from avalanche.benchmarks import SplitCIFAR10, SplitCIFAR100, SplitMNIST
+from torch import Tensor, nn
+
+from avalanche_magd.benchmarks import split_digits, split_fashion_mnist, split_image_folder
+from avalanche_magd.report import table
+
+DOWNLOADED = {"mnist": SplitMNIST, "cifar10": SplitCIFAR10, "cifar100": SplitCIFAR100}
+BENCHMARKS = ("digits", "fashion_mnist", "folder", *DOWNLOADED)
+ACCURACY = "Top1_Acc_Stream/eval_phase/test_stream/Task000"
+FORGETTING = "StreamForgetting/eval_phase/test_stream"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What both studies let vary: data, seeds, budget, and how to run."""
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--benchmark", choices=BENCHMARKS, default="digits")
+    parser.add_argument("--root", type=Path, help="where the images are")
+    parser.add_argument("--image-size", type=int, default=32, help="side of a folder's images")
+    parser.add_argument("--images-per-class", type=int, help="of Fashion-MNIST; default: all")
+    parser.add_argument("--experiences", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, cores shared evenly")
+    parser.add_argument("--smoke", action="store_true", help="tiny budgets, to see that it runs")
+
+
+def load(arguments: argparse.Namespace, experiences: int, seed: int) -> Any:
+    """The benchmark that was asked for; the seed decides the order of classes."""
+    name, root = arguments.benchmark, arguments.root
+    if name == "folder":
+        if root is None:
+            raise SystemExit("--benchmark folder needs --root.")
+        return split_image_folder(root, experiences, image_size=arguments.image_size, seed=seed)
+    if name == "fashion_mnist":
+        per_class = arguments.images_per_class
+        return split_fashion_mnist(experiences, root=root, images_per_class=per_class, seed=seed)
+    if name == "digits":
+        return split_digits(experiences, seed=seed)
+    try:
+        return DOWNLOADED[name](experiences, seed=seed, dataset_root=root)
+    except (OSError, RuntimeError) as error:
+        raise SystemExit(
+            f"{name} is not there, and torchvision could not download it ({error}). Download it "
+            "where there is a network, and name its folder by --root; or use --benchmark "
+            "digits, which needs nothing."
+        ) from error
+
+
+class Solver(nn.Module):
+    """A small convolutional classifier for images of any side."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(4),
+            nn.Flatten(),
+            nn.Linear(64 * 16, 128),
+        )
+        self.head = nn.Linear(128, classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the last layer decides by."""
+        return self.body(images).relu()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
+        return self.head(self.features(images))
+
+
+def key_of(arguments: argparse.Namespace, ignored: Iterable[str], *what: Any) -> str:
+    """A name for a run: another one for other settings."""
+    ignored = {"output", "seeds", "jobs", "root", *ignored}
+    settings = {key: value for key, value in vars(arguments).items() if key not in ignored}
+    said = re.sub(" at 0x[0-9a-f]+", "", repr((what, sorted(settings.items()))))
+    return hashlib.sha256(said.encode()).hexdigest()[:12]
+
+
+def finish(
+    file: Path, tasks: Mapping[str, tuple[Any, ...]], work: Callable[..., Any], jobs: int
+) -> dict[str, dict[str, Any]]:
+    """Run what has no line in the file yet, and give all lines back.
+
+    Args:
+        file: a line of JSON for each run; written anew, as a whole, after each.
+        tasks: arguments of ``work``, by key.
+        work: a run, in a process of its own; what it gives back becomes the line.
+        jobs: how many at once.
+    """
+    lines = {}
+    if file.exists():
+        lines = {line["key"]: line for line in map(json.loads, file.read_text().splitlines())}
+    failures: list[str] = []
+    missing = {key: task for key, task in tasks.items() if key not in lines}
+    print(f"{len(tasks) - len(missing)} of {len(tasks)} runs are there.", flush=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _share_cores, (jobs,)) as pool:
+        futures = {pool.submit(work, *task): key for key, task in missing.items()}
+        for done in as_completed(futures):
+            if (error := done.exception()) is not None:
+                failures.append(f"{missing[futures[done]]}: {error!r}")
+                print(f"failed: {failures[-1]}", flush=True)
+                continue
+            lines[futures[done]] = line = {"key": futures[done], **done.result()}
+            partial = file.with_suffix(".partial")
+            partial.write_text("".join(json.dumps(each) + "\n" for each in lines.values()))
+            partial.replace(file)
+            print(f"{line['name']}, seed {line['seed']}: {line['accuracy']:.3f}", flush=True)
+    if failures:
+        raise SystemExit("\n".join([f"{len(failures)} runs failed:", *failures]))
+    return {key: lines[key] for key in tasks}
+
+
+def _share_cores(jobs: int) -> None:
+    torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and its standard error."""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return statistics.mean(values), error
+
+
+def results_table(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], forms: Mapping[str, str]
+) -> str:
+    """Mean ± standard error over the seeds.
+
+    Args:
+        runs: lines of each row.
+        forms: how each column is written.
+    """
+    rows = []
+    for name, lines in runs.items():
+        cells = [name, str(len(lines))]
+        for column, form in forms.items():
+            values = [line[column] for line in lines if line.get(column) is not None]
+            if not values:
+                cells.append("–")
+                continue
+            mean, error = mean_and_error(values)
+            cells.append(f"{mean:{form}}" + (f" ± {error:{form}}" if error else ""))
+        rows.append(cells)
+    return table(["", "seeds", *forms], rows)

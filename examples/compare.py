@@ -177,8 +177,8 @@ def with_buffer(name: str, size: int, known: Known) -> Method:
 def vae(known: Known, strong: bool) -> Method:
     """Avalanche's generative replay: its default generator, or the best we found.
 
-    Stronger: a wider latent space, four times the epochs, a smaller learning rate, and replay that
-    grows with the number of experiences.
+    The best of eight settings on digits, two seeds, has a wider latent space, four times the
+    epochs and a smaller learning rate: 0.88 instead of 0.64.
     """
     network = MlpVAE(known.image_shape, nhid=32 if strong else 2)
     learner = VAETraining(
@@ -189,13 +189,11 @@ def vae(known: Known, strong: bool) -> Method:
         criterion=VAE_loss,
         train_mb_size=known.common["train_mb_size"],
         train_epochs=known.common["train_epochs"] * (4 if strong else 1),
-        plugins=[GenerativeReplayPlugin(increasing_replay_size=strong)],
+        plugins=[GenerativeReplayPlugin()],
         device=known.common["device"],
         evaluator=EvaluationPlugin(loggers=[]),
     )
-    strategy = GenerativeReplay(
-        generator_strategy=learner, increasing_replay_size=strong, **known.common
-    )
+    strategy = GenerativeReplay(generator_strategy=learner, **known.common)
     return Method(strategy, lambda: 3 * weight_bytes(network))
 
 

@@ -418,11 +418,15 @@ class MAGDTraining(SupervisedTemplate):
         super()._after_training_exp(**kwargs)
 
     def _settle(self) -> None:
-        """The average stands in the generator; a whole experience's student is dropped."""
+        """The average stands in the generator; what a whole experience's student was is dropped.
+
+        What the optimizer has averaged belongs to that student, and costs twice its weights.
+        """
         if self.teacher is not None:
             self.teacher.teach()
             if not isinstance(self.experience, OnlineCLExperience):
                 self.teacher = None
+                self.optimizer.state.clear()
 
 
 def _no_images(count: int) -> Tensor:

@@ -194,7 +194,7 @@ def vae(known: Known, strong: bool) -> Method:
         evaluator=EvaluationPlugin(loggers=[]),
     )
     strategy = GenerativeReplay(generator_strategy=learner, **known.common)
-    return Method(strategy, lambda: 3 * weight_bytes(network))
+    return Method(strategy, lambda: weight_bytes(network))
 
 
 def ours(name: str, known: Known, seed: int, iterations: int | None) -> Method:
@@ -209,8 +209,7 @@ def ours(name: str, known: Known, seed: int, iterations: int | None) -> Method:
     )
     plugin.distillation = replace(plugin.distillation, **MODES[name])
     strategy = Naive(plugins=[plugin], **known.common)
-    # Weights, and the two averages that Adam keeps.
-    return Method(strategy, lambda: 3 * weight_bytes(plugin.generator), plugin)
+    return Method(strategy, lambda: weight_bytes(plugin.generator), plugin)
 
 
 def build(name: str, known: Known, seed: int, iterations: int | None) -> Method:

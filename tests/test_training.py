@@ -209,6 +209,13 @@ def test_a_loss_that_is_not_finite_stops_training_and_good_weights_stay(
     assert train(None).cost.training.backwards == 5 * 8
 
 
+def test_what_the_optimizer_averaged_goes_with_the_student(digits: Any) -> None:
+    training = tiny_training()
+    training.train(digits.train_stream[0], eval_streams=[])
+    assert training.teacher is None
+    assert not training.optimizer.state
+
+
 def test_parts_of_an_online_stream_cost_the_same_and_go_on_with_one_student(digits: Any) -> None:
     training = tiny_training(
         distillation=Distillation(pool_size=40, num_inference_steps=2),
@@ -229,6 +236,7 @@ def test_parts_of_an_online_stream_cost_the_same_and_go_on_with_one_student(digi
         storages.add(training.model.network.conv_in.weight.data_ptr())
         assert training.teacher is not None
         assert training.teacher.steps == 10 * len(spent)
+        assert next(iter(training.optimizer.state.values()))["step"] == 10 * len(spent)
     # Nothing to replay in the first experience; then four images of two calls, and lessons.
     assert spent == [(0, 80)] * 6 + [(8, 160)] * (len(spent) - 6)
     assert len(spent) == 20

@@ -229,6 +229,12 @@ def test_pictures_are_not_printed(
     assert "SampleGrid" not in printed
 
 
+def test_results_are_printed_without_pixels(digits: Any, judge: Judge) -> None:
+    values = learn(build(judge, []), digits, range(1))
+    assert repr(values["SampleGrid/eval_phase/test_stream"]).startswith("Picture(")
+    assert len(repr(values)) < 5000
+
+
 def test_a_grid_shows_each_image_in_its_cell() -> None:
     images = [torch.full((1, 8, 8), value) for value in (0.0, 0.5)]
     picture = to_image(draw_grid([[images[0], None], [None, images[1]]], ["a", "b"], ["c", "d"]))

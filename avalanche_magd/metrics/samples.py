@@ -21,6 +21,14 @@ MAX_ROWS: Final = 20
 """Classes in a picture: those with the smallest numbers."""
 
 
+class Picture(TensorImage):
+    """An image that tells its size, not its pixels, when results are printed."""
+
+    def __repr__(self) -> str:
+        _, height, width = self.image.shape
+        return f"Picture({width} × {height})"
+
+
 def fixed_runs(generator: DiffusionGenerator, classes: list[int], seed: int) -> Trajectory:
     """One reverse run for each class, from noise and a grid that only class and seed decide."""
     steps, levels = generator.num_inference_steps, generator.schedule.num_train_timesteps
@@ -66,7 +74,7 @@ class SamplePictures(PluginMetric[TensorImage | None]):
         rows = sorted({label for column in self._columns.values() for label in column})
         cells = [[column.get(label) for column in self._columns.values()] for label in rows]
         titles = [f"after {learnt}" for learnt in self._columns]
-        return TensorImage(to_image(draw_grid(cells, [str(label) for label in rows], titles)))
+        return Picture(to_image(draw_grid(cells, [str(label) for label in rows], titles)))
 
     def reset(self) -> None:
         """Begin anew."""
@@ -86,7 +94,7 @@ class SamplePictures(PluginMetric[TensorImage | None]):
             cells = [[*row, images[label]] for label, row in zip(classes, states, strict=True)]
             titles = [*(f"t ≈ {t:.0f}" for t in run.timesteps.float().mean(1).tolist()), "image"]
             strip = to_image(draw_grid(cells, [str(label) for label in classes], titles))
-            pictures = {"SampleGrid": self.result(), "TrajectoryStrip": TensorImage(strip)}
+            pictures = {"SampleGrid": self.result(), "TrajectoryStrip": Picture(strip)}
         return [
             MetricValue(
                 self,

@@ -6,7 +6,7 @@ real images is their features and labels.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from avalanche.evaluation import PluginMetric
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from avalanche_magd.arguments import check_count
 from avalanche_magd.classes import NULL_LABEL
 from avalanche_magd.metrics.judge import Judge
+
+BATCH_SIZE: Final = 256
+"""Images that the networks see at once."""
 
 Features = Callable[[Float[Tensor, "n c h w"]], Float[Tensor, "n d"]]
 """A feature network; its images are in [0, 1]."""
@@ -148,14 +151,15 @@ class Comparison(PluginMetric[None]):
         asked = self.judge.targets_of(real.labels, real.tasks)[known]
         nothing = real.features[:0]
         trained = [self._training.get(target, nothing) for target in sorted(set(asked.tolist()))]
+        parts = torch.split(generated, BATCH_SIZE)
         with torch.no_grad():
-            seen = self.judge.to(generator.device)(generated).argmax(1).cpu()
+            logits = torch.cat([self.judge.to(generator.device)(part).cpu() for part in parts])
         compared = Compared(
             real.features[known],
-            self._features_of(generated),
+            torch.cat([self._features_of(part) for part in parts]),
             torch.cat(trained),
             asked,
-            seen,
+            logits.argmax(1),
         )
         self._known[key] = (learnt, compared)
         return compared
@@ -164,12 +168,15 @@ class Comparison(PluginMetric[None]):
         """Some images of a dataset, spread evenly over it, as evaluation sees them."""
         dataset = dataset.eval()
         count = min(at_most, len(dataset))
-        rows = [dataset[index * len(dataset) // count] for index in range(count)]
-        images, *columns = zip(*rows, strict=True)
-        labels, *tasks = (torch.tensor([int(value) for value in column]) for column in columns)
-        device = self.plugin.generator.device
-        features = self._features_of(torch.stack(images).float().to(device))
-        return _Seen(labels, tasks[0] if tasks else None, features)
+        rows = [index * len(dataset) // count for index in range(count)]
+        device, features, known = self.plugin.generator.device, [], []
+        for start in range(0, count, BATCH_SIZE):
+            samples = [dataset[row] for row in rows[start : start + BATCH_SIZE]]
+            images = torch.stack([image for image, *_ in samples]).float()
+            features.append(self._features_of(images.to(device)))
+            known += [[int(value) for value in columns] for _, *columns in samples]
+        labels, *tasks = torch.tensor(known).unbind(1)
+        return _Seen(labels, tasks[0] if tasks else None, torch.cat(features))
 
     @torch.no_grad()
     def _features_of(self, images: Tensor) -> Tensor:
@@ -181,4 +188,4 @@ class Comparison(PluginMetric[None]):
             network = self.features
             if isinstance(network, nn.Module):
                 network.to(images.device)
-        return torch.cat([network(part).float().cpu() for part in torch.split(images, 256)])
+        return network(images).float().cpu()

@@ -56,6 +56,7 @@ from avalanche_magd import DiffusionGenerator, MAGDPlugin, MAGDTraining
 from avalanche_magd.distillation import MAGD, Distillation, baselines
 from avalanche_magd.metrics import class_kld, frechet_distance, label_agreement, moments
 from avalanche_magd.samplers import DEFAULT_SAMPLER, SamplerName
+from avalanche_magd.sampling import reverse_runs
 
 JUDGED_IMAGES = 2000
 
@@ -185,7 +186,9 @@ def train_judge(arguments: argparse.Namespace) -> Solver:
 
 
 @torch.no_grad()
-def judged(generator: DiffusionGenerator, judge: Solver, benchmark: Any) -> dict[str, float]:
+def judged(
+    generator: DiffusionGenerator, judge: Solver, benchmark: Any, sampler: SamplerName
+) -> dict[str, float]:
     """How good what the generator remembers at the end is, in the judge's eyes."""
     real, real_labels = tensors(benchmark.test_stream)
     if len(real) > JUDGED_IMAGES:
@@ -193,7 +196,13 @@ def judged(generator: DiffusionGenerator, judge: Solver, benchmark: Any) -> dict
         real, real_labels = (column[chosen[:JUDGED_IMAGES]] for column in (real, real_labels))
     rng = torch.Generator(generator.device).manual_seed(999)
     labels = real_labels.to(generator.device)
-    generated = generator.generate(condition=labels, rng=rng).to(real)
+    steps, shape = generator.num_inference_steps, generator.image_shape
+    with generator.frozen():
+        runs = reverse_runs(
+            generator, generator.schedule, shape, labels, steps, rng, sampler=sampler
+        )
+        images = torch.cat([run.images for run in runs])
+    generated = generator.pixel_range.to_data(images).to(real)
     seen = judge(generated).argmax(1)
     features = (moments(judge.body(images)) for images in (real, generated))
     return {
@@ -272,7 +281,7 @@ def run(name: str, row: Row, seed: int, arguments: argparse.Namespace) -> dict[s
             "backwards": cost.training.backwards,
             "per lesson": cost.teacher_forwards_per_lesson,
             "iterations": training.train_iterations,
-        } | judged(training.model, train_judge(arguments), benchmark)
+        } | judged(training.model, train_judge(arguments), benchmark, arguments.sampler)
     return result
 
 

@@ -189,12 +189,13 @@ def environment(device: torch.device | str = "cpu") -> dict[str, str]:
 
 def _settings(strategy: Any) -> dict[str, Any]:
     """What Avalanche's strategies and this package's plugin are set to."""
-    optimizer = strategy.optimizer
+    optimizer = strategy.optimizer  # some of Avalanche's strategies need none
     found = {
         "strategy": type(strategy).__name__,
         "model": type(strategy.model).__name__,
         "parameters": sum(each.numel() for each in strategy.model.parameters()),
-        "optimizer": f"{type(optimizer).__name__}, lr {optimizer.param_groups[0]['lr']:g}",
+        "optimizer": optimizer
+        and f"{type(optimizer).__name__}, lr {optimizer.param_groups[0]['lr']:g}",
         "epochs": getattr(strategy, "train_epochs", None),
         "mini-batch": strategy.train_mb_size,
     }

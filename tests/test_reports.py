@@ -18,7 +18,7 @@ from avalanche.evaluation.metrics import (
     loss_metrics,
 )
 from avalanche.logging import CSVLogger, InteractiveLogger, TensorboardLogger
-from avalanche.training import JointTraining
+from avalanche.training import JointTraining, StreamingLDA
 from avalanche.training.plugins import EvaluationPlugin
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -218,6 +218,25 @@ def test_evaluations_within_an_experience_make_no_row(digits: Any, tmp_path: Pat
     curve = row.curves["Loss_Stream/eval_phase/test_stream/Task000"]
     assert len(curve) > 3
     assert json.loads((tmp_path / "rows.json").read_text())[0]["train_seconds"] > 0
+
+
+def test_a_strategy_without_optimizer_or_accuracy_is_reported(digits: Any, tmp_path: Path) -> None:
+    strategy = StreamingLDA(
+        slda_model=torch.nn.Flatten(),
+        input_size=64,
+        num_classes=10,
+        criterion=torch.nn.CrossEntropyLoss(),
+        train_mb_size=32,
+        evaluator=EvaluationPlugin(
+            loss_metrics(stream=True), loggers=[RunLogger(tmp_path / "an lda")]
+        ),
+    )
+    strategy.train(digits.train_stream[0], eval_streams=[])
+    strategy.eval(digits.test_stream)
+    text = write_report(tmp_path).read_text()
+    assert "| an lda | 1 |" in text
+    assert "optimizer" not in text
+    assert "![" not in text
 
 
 def test_pictures_are_not_printed(

@@ -14,55 +14,23 @@ a quarter of an hour or more per experience for 32 × 32 colour images.
 import argparse
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from avalanche.evaluation.metrics import accuracy_metrics, bwt_metrics, forgetting_metrics
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin
-from torch import nn
+from study import BENCHMARKS, Solver, load
 
 from avalanche_magd import MAGDPlugin
-from avalanche_magd.benchmarks import split_digits, split_fashion_mnist, split_image_folder
 from avalanche_magd.metrics import generation_metrics, train_judge
 from avalanche_magd.report import write_report
 from avalanche_magd.runs import RunLogger
 
 
-def load(arguments: argparse.Namespace) -> Any:
-    """The benchmark that was asked for."""
-    settings = {"n_experiences": arguments.experiences, "seed": arguments.seed}
-    if arguments.benchmark == "folder":
-        if arguments.root is None:
-            raise SystemExit("--benchmark folder needs --root.")
-        return split_image_folder(arguments.root, image_size=arguments.image_size, **settings)
-    if arguments.benchmark == "fashion_mnist":
-        per_class = arguments.images_per_class
-        return split_fashion_mnist(root=arguments.root, images_per_class=per_class, **settings)
-    return split_digits(**settings)
-
-
-def solver(channels: int, classes: int) -> nn.Module:
-    """A small convolutional classifier for images of any side."""
-    return nn.Sequential(
-        nn.Conv2d(channels, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(32, 64, 3, padding=1),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(4),
-        nn.Flatten(),
-        nn.Linear(64 * 16, 128),
-        nn.ReLU(),
-        nn.Linear(128, classes),
-    )
-
-
 def main() -> None:
     """Learn, evaluate, draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = ("digits", "fashion_mnist", "folder")
-    parser.add_argument("--benchmark", choices=names, default="digits")
+    parser.add_argument("--benchmark", choices=BENCHMARKS, default="digits")
     parser.add_argument("--root", type=Path, help="where the images are")
     parser.add_argument("--image-size", type=int, default=32, help="side of a folder's images")
     parser.add_argument("--images-per-class", type=int, help="of Fashion-MNIST; default: all")
@@ -79,10 +47,10 @@ def main() -> None:
     if arguments.smoke:
         arguments.epochs, arguments.iterations, arguments.pool_size = 1, 20, 40
     arguments.output.mkdir(parents=True, exist_ok=True)
-    benchmark = load(arguments)
+    benchmark = load(arguments, arguments.experiences, arguments.seed)
     torch.manual_seed(arguments.seed)
     image, *_ = benchmark.train_stream[0].dataset[0]
-    model = solver(len(image), benchmark.n_classes)
+    model = Solver(len(image), benchmark.n_classes)
     plugin = MAGDPlugin(generator_iterations=arguments.iterations, pool_size=arguments.pool_size)
     judge = train_judge(
         benchmark.train_stream, file=arguments.output / "judge.pt", device=arguments.device

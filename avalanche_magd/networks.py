@@ -22,6 +22,7 @@ def default_network(image_shape: tuple[int, int, int]) -> UNet2DModel:
         layers_per_block=1,
         norm_num_groups=8,
         add_attention=False,
+        resnet_time_scale_shift="scale_shift",
         num_class_embeds=1,
     )
 

@@ -25,7 +25,6 @@ import time
 import typing
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +35,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics
-from avalanche.logging import TextLogger
 from avalanche.training import Cumulative, Naive
-from avalanche.training.plugins import EvaluationPlugin
 from study import (
     ACCURACY,
     FORGETTING,
@@ -49,6 +46,7 @@ from study import (
     load,
     mean_and_error,
     results_table,
+    silent_evaluator,
 )
 from torch import Tensor, nn
 
@@ -212,14 +210,6 @@ def judged(
     }
 
 
-def evaluator() -> EvaluationPlugin:
-    """Accuracy and forgetting, kept in memory."""
-    logger = TextLogger(StringIO())
-    return EvaluationPlugin(
-        accuracy_metrics(stream=True), forgetting_metrics(stream=True), loggers=[logger]
-    )
-
-
 def build(row: Row, image_shape: Any, arguments: argparse.Namespace, seed: int) -> MAGDTraining:
     """The row's generator and its training."""
     torch.manual_seed(seed)
@@ -258,7 +248,7 @@ def run(name: str, row: Row, seed: int, arguments: argparse.Namespace) -> dict[s
         eval_mb_size=512,
         train_epochs=arguments.epochs,
         plugins=plugins,
-        evaluator=evaluator(),
+        evaluator=silent_evaluator(accuracy_metrics(stream=True), forgetting_metrics(stream=True)),
     )
     start = time.perf_counter()
     for experience in benchmark.train_stream:
@@ -333,7 +323,7 @@ class Stopwatch:
             model=model,
             optimizer=torch.optim.Adam(model.parameters()),
             plugins=[MAGDPlugin(self.training, **row.plugin, seed=0)],
-            evaluator=evaluator(),
+            evaluator=silent_evaluator(),
         )
         self.strategy.train(next(self.experiences))
 

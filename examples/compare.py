@@ -17,6 +17,9 @@ forgetting, bytes kept between experiences, quality of what is generated, cost.
 ``--seconds`` gives each generator as many training steps per experience as fit, by a calibration
 on this machine at the beginning of each run, pool included.
 
+``--paper-scale`` gives everything the size of published studies on colour images: generators of
+38 million parameters, batches of 64, a ResNet-18 as solver. It needs a GPU, and a budget of yours.
+
 Needs no download for digits, where a run takes seconds to minutes on two CPU cores.
 
     python examples/compare.py --methods naive joint replay-100 magd --seeds 0 1 2
@@ -52,7 +55,8 @@ from avalanche.training import (
     SynapticIntelligence,
     VAETraining,
 )
-from avalanche.training.plugins import EvaluationPlugin, GenerativeReplayPlugin
+from avalanche.training.plugins import GenerativeReplayPlugin
+from diffusers import UNet2DModel
 from matplotlib.figure import Figure
 from study import (
     ACCURACY,
@@ -64,13 +68,17 @@ from study import (
     load,
     mean_and_error,
     results_table,
+    silent_evaluator,
 )
 from torch import nn
+from torchvision.models import resnet18
 
-from avalanche_magd import MAGDPlugin
-from avalanche_magd.distillation import MAGD, baselines
+from avalanche_magd import DiffusionGenerator, MAGDPlugin, MAGDTraining
+from avalanche_magd.distillation import MAGD, Distillation, baselines
 from avalanche_magd.metrics import Judge, generation_metrics, train_judge
+from avalanche_magd.networks import default_network
 from avalanche_magd.pictures import DPI, draw_curves
+from avalanche_magd.plugin import ITERATIONS_PER_PIXEL, MIN_ITERATIONS
 from avalanche_magd.runs import environment
 
 MODES: dict[str, dict[str, Any]] = {
@@ -94,7 +102,6 @@ MODES |= {
     for name, mode in MODES.items()
     if not name.startswith(("magd", "fine"))
 }
-BATCH_SIZE = 32
 BUFFERS = ("replay", "der", "er_ace", "gdumb", "icarl")
 OTHERS = ("naive", "joint", "cumulative", "ewc", "lwf", "si", "vae", "strong_vae")
 DEFAULT = ["naive", "joint", "replay-200", "replay-500", "vae", "strong_vae", "magd"]
@@ -191,7 +198,7 @@ def vae(known: Known, strong: bool) -> Method:
         train_epochs=known.common["train_epochs"] * (4 if strong else 1),
         plugins=[GenerativeReplayPlugin()],
         device=known.common["device"],
-        evaluator=EvaluationPlugin(loggers=[]),
+        evaluator=silent_evaluator(),
     )
     strategy = GenerativeReplay(generator_strategy=learner, **known.common)
     return Method(strategy, lambda: weight_bytes(network))
@@ -201,13 +208,25 @@ def ours(name: str, known: Known, seed: int, iterations: int | None) -> Method:
     """``MAGDPlugin()``, its distillation changed if the name says so."""
     arguments = known.arguments
     budget = {} if arguments.pool_size is None else {"pool_size": arguments.pool_size}
-    plugin = MAGDPlugin(
-        generator_iterations=iterations,
-        seed=seed,
-        progress=False,
-        **budget,
-    )
-    plugin.distillation = replace(plugin.distillation, **MODES[name])
+    if arguments.paper_scale:
+        generator = DiffusionGenerator(
+            known.image_shape, large_network(known.image_shape[0], known.image_shape[1])
+        )
+        training = MAGDTraining(
+            model=generator,
+            optimizer=torch.optim.AdamW(generator.parameters(), lr=2e-4, fused=True),
+            train_mb_size=known.common["train_mb_size"],
+            train_iterations=20_000 if iterations is None else iterations,
+            ema_decay=0.9999,
+            distillation=Distillation(**budget, **MODES[name]),
+            device=arguments.device,
+            seed=seed,
+            progress=False,
+        )
+        plugin = MAGDPlugin(training, seed=seed)
+    else:
+        plugin = MAGDPlugin(generator_iterations=iterations, seed=seed, progress=False, **budget)
+        plugin.distillation = replace(plugin.distillation, **MODES[name])
     strategy = Naive(plugins=[plugin], **known.common)
     return Method(strategy, lambda: weight_bytes(plugin.generator), plugin)
 
@@ -235,22 +254,50 @@ def build(name: str, known: Known, seed: int, iterations: int | None) -> Method:
     return Method(bound(**common), lambda: everything)
 
 
+def residual_network(channels: int) -> nn.Module:
+    """ResNet-18 in its form for small images, as the body of a solver."""
+    network = resnet18(num_classes=128)
+    network.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+    network.maxpool = nn.Identity()
+    return network
+
+
+def large_network(channels: int, side: int) -> UNet2DModel:
+    """The UNet that Ho et al. 2020 trained on CIFAR-10, told classes: attention at 16 pixels."""
+    attends = [side >> level == 16 for level in range(4)]
+    return UNet2DModel(
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=(128, 256, 256, 256),
+        down_block_types=["AttnDownBlock2D" if each else "DownBlock2D" for each in attends],
+        up_block_types=["AttnUpBlock2D" if each else "UpBlock2D" for each in attends[::-1]],
+        layers_per_block=2,
+        dropout=0.1,
+        attention_head_dim=256,
+        resnet_time_scale_shift="scale_shift",
+        num_class_embeds=1,
+    )
+
+
 def known_of(benchmark: Any, seed: int, arguments: argparse.Namespace) -> Known:
     """The same model, optimizer and settings for each method."""
     image, *_ = benchmark.train_stream[0].dataset[0]
     torch.manual_seed(seed)
     model = Solver(len(image), benchmark.n_classes)
+    if arguments.paper_scale:
+        model.body = residual_network(len(image))
+    batch = 64 if arguments.paper_scale else 32
     sizes = [len(experience.dataset) for experience in benchmark.train_stream]
     common = {
         "model": model,
         "criterion": nn.CrossEntropyLoss(),
         "optimizer": torch.optim.Adam(model.parameters(), lr=1e-3),
-        "train_mb_size": BATCH_SIZE,
+        "train_mb_size": batch,
         "eval_mb_size": 512,
         "train_epochs": arguments.epochs,
         "device": arguments.device,
     }
-    steps = statistics.mean(sizes) / BATCH_SIZE
+    steps = statistics.mean(sizes) / batch
     return Known(common, tuple(image.shape), benchmark.n_classes, sum(sizes), steps, arguments)
 
 
@@ -264,7 +311,7 @@ def steps_within(name: str, seed: int, arguments: argparse.Namespace) -> int:
     small_arguments = argparse.Namespace(**{**vars(arguments), **small})
     benchmark = load(small_arguments, arguments.experiences, seed)
     known = known_of(benchmark, seed, small_arguments)
-    known.common["evaluator"] = EvaluationPlugin(loggers=[])
+    known.common["evaluator"] = silent_evaluator()
     method = ours(name, known, seed, steps)
     assert method.plugin is not None
     timed = []
@@ -275,12 +322,12 @@ def steps_within(name: str, seed: int, arguments: argparse.Namespace) -> int:
             getattr(method.plugin.cost, phase).seconds - getattr(before, phase).seconds
             for phase in ("generation", "replay", "training")
         )
-        if method.plugin.distillation.fresh:  # lessons are made within the steps
+        if MODES[name].get("fresh"):  # lessons are made within the steps
             timed.append((replay / images, (training + generation) / steps))
         else:
             timed.append(((replay + generation) / images, training / steps))
     per_image, per_step = (max(column) for column in zip(*timed[1:], strict=True))
-    pool = arguments.pool_size or method.plugin.distillation.pool_size
+    pool = arguments.pool_size or Distillation.pool_size
     return max(1, int((arguments.seconds - pool * per_image) / per_step))
 
 
@@ -296,7 +343,7 @@ def run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
         forgetting_metrics(stream=True),
         bwt_metrics(stream=True),
     ]
-    known.common["evaluator"] = evaluator = EvaluationPlugin(*metrics, loggers=[])
+    known.common["evaluator"] = evaluator = silent_evaluator(*metrics)
     method = build(name, known, seed, iterations)
     if method.plugin is not None:
         judge = judge_of(arguments)
@@ -334,6 +381,15 @@ def run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
         found = {key.split("_Stream/")[0]: value for key, value in values.items()}
         line |= {key: found[key] for key in FORMS if key in found}
     return line
+
+
+def recipe(name: str, image_shape: tuple[int, int, int]) -> str:
+    """Defaults of the package that a method's results depend on: others are other runs."""
+    if name not in MODES:
+        return ""
+    network = default_network(image_shape).config
+    settings = {key: value for key, value in network.items() if not key.startswith("_")}
+    return repr((Distillation(**MODES[name]), ITERATIONS_PER_PIXEL, MIN_ITERATIONS, settings))
 
 
 def judge_of(arguments: argparse.Namespace) -> Judge:
@@ -389,6 +445,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, help="of the generator; default: the plugin's")
     parser.add_argument("--pool-size", type=int, help="default: the plugin's")
     parser.add_argument("--seconds", type=float, help="of a generator, per experience; see above")
+    parser.add_argument("--paper-scale", action="store_true", help="see above")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("results/compare"))
     arguments = parser.parse_args()
@@ -399,8 +456,9 @@ def main() -> None:
         arguments.epochs = 20 if arguments.benchmark == "digits" else 2
     arguments.output.mkdir(parents=True, exist_ok=True)
     judge_of(arguments)
+    image, *_ = load(arguments, 1, 0).train_stream[0].dataset[0]
     tasks = {
-        (name, seed): key_of(arguments, ["methods"], name, seed)
+        (name, seed): key_of(arguments, ["methods"], name, seed, recipe(name, tuple(image.shape)))
         for name in arguments.methods
         for seed in arguments.seeds
     }

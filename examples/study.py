@@ -8,12 +8,15 @@ import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from io import StringIO
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 from avalanche.benchmarks import SplitCIFAR10, SplitCIFAR100, SplitMNIST
+from avalanche.logging import TextLogger
+from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor, nn
 
 from avalanche_magd.benchmarks import split_digits, split_fashion_mnist, split_image_folder
@@ -85,10 +88,21 @@ class Solver(nn.Module):
         return self.head(self.features(images))
 
 
+def silent_evaluator(*metrics: Any) -> EvaluationPlugin:
+    """An evaluator that prints nothing, not even that it has no loggers."""
+    return EvaluationPlugin(*metrics, loggers=[TextLogger(StringIO())])
+
+
 def key_of(arguments: argparse.Namespace, ignored: Iterable[str], *what: Any) -> str:
-    """A name for a run: another one for other settings."""
+    """A name for a run: another one for other settings.
+
+    Arguments that are not given do not count, so that runs keep their names when a study learns
+    new arguments.
+    """
     ignored = {"output", "seeds", "jobs", "root", *ignored}
-    settings = {key: value for key, value in vars(arguments).items() if key not in ignored}
+    settings = {
+        key: value for key, value in vars(arguments).items() if value and key not in ignored
+    }
     said = re.sub(" at 0x[0-9a-f]+", "", repr((what, sorted(settings.items()))))
     return hashlib.sha256(said.encode()).hexdigest()[:12]
 

@@ -24,7 +24,12 @@ ARGUMENTS = {
     "ablation": ["--output", "{folder}", "--rows", *ROWS],
     "timing": ["--steps", "2", "20", "--json", "{folder}/timing.json"],
 }
-LEFT = {"resume": "*.pt", "online": "*.log", "timing": "timing.json"}
+LEFT = {
+    "resume": "*.pt",
+    "online": "*.log",
+    "timing": "timing.json",
+    "scaling": "scaling.json",
+}
 
 
 def run(example: Path, folder: Path, *more: str) -> str:
@@ -53,6 +58,8 @@ def test_an_example_runs(example: Path, tmp_path: Path) -> None:
         assert "| naive | 1 |" in again
     elif example.stem == "timing":
         check_timing(json.loads((tmp_path / "timing.json").read_text()))
+    elif example.stem == "scaling":
+        check_scaling(json.loads((tmp_path / "scaling.json").read_text()))
     else:
         assert ("error on states" if example.stem == "gap" else "final accuracy") in printed
 
@@ -80,6 +87,17 @@ def check_timing(rows: list[dict[str, Any]]) -> None:
     assert forwards["generative_distillation", 20] == 21
     assert forwards["ddgr", 1000] == 1000
     assert all(row["seconds"] > 0 and row["ratio"] > 0 and "overhead" in row for row in rows)
+
+
+def check_scaling(rows: list[dict[str, Any]]) -> None:
+    """What does not depend on the machine."""
+    of = {(row["vary"], row["value"]): row for row in rows}
+    later, early = of["experience", 4], of["experience", 2]
+    # As many lessons for six old classes as for two, and fewer images of the current ones.
+    assert early["teacher forwards"] > later["teacher forwards"] > 400
+    assert later["kept bytes"] - early["kept bytes"] == 4 * 4 * 128  # four classes' embeddings
+    assert of["pool", 40]["pool bytes"] == 2 * of["pool", 20]["pool bytes"]
+    assert of["side", 64]["pool bytes"] > 50 * of["side", 8]["pool bytes"]
 
 
 def test_the_readmes_code_imports_all_that_it_names() -> None:

@@ -85,7 +85,7 @@ class Distillation:
     """
 
     mode: Mode | None = field(default_factory=MAGD)
-    pool_size: int = 2000
+    pool_size: int = 4000
     num_inference_steps: int = 10
     sampler: SamplerName = DEFAULT_SAMPLER
     eta: float = 0.0

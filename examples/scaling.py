@@ -1,0 +1,169 @@
+"""Scaling: what MAGD costs as experiences, pool and images grow.
+
+Digits and their quarter turns, 40 classes of real images, two in each experience, ``MAGDPlugin()``
+and the small solver of the other studies. Three tables:
+
+* 20 experiences: seconds and bytes of the 2nd, 5th, 10th and 20th;
+* pools of 500 to 8,000 images: seconds and bytes of the second experience;
+* sides of 8 to 64 pixels, digits resized, default network of each side: seconds of a training step
+  of the generator and of a generated image, and what the defaults make of these per experience.
+
+Seconds are ratios to the second experience with defaults at 8 × 8: only they carry over to another
+machine. Bytes do not depend on it.
+
+    python examples/scaling.py --output examples/results
+
+Takes about ten minutes on two CPU cores.
+"""
+
+import argparse
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from avalanche.benchmarks import nc_benchmark
+from avalanche.training import Naive
+from study import Solver, silent_evaluator
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from avalanche_magd import MAGDPlugin
+from avalanche_magd.benchmarks import split_digits
+from avalanche_magd.distillation import Distillation
+from avalanche_magd.plugin import ITERATIONS_PER_PIXEL, MIN_ITERATIONS
+from avalanche_magd.report import table
+
+CLASSES_PER_EXPERIENCE = 2
+SOLVER_EPOCHS = 20
+
+
+class Images(TensorDataset):
+    """Images and labels, with the ``targets`` that Avalanche looks for."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        super().__init__(images, labels)
+        self.targets = labels.tolist()
+
+
+def turned_digits(side: int) -> Any:
+    """40 classes in 20 experiences: each digit, turned by 0, 90, 180 and 270 degrees."""
+    benchmark = split_digits(1, seed=0)
+    parts = []
+    for stream in (benchmark.train_stream, benchmark.test_stream):
+        samples = [sample[:2] for sample in stream[0].dataset.eval()]
+        images = torch.stack([image for image, _ in samples])
+        labels = torch.tensor([label for _, label in samples])
+        images = nn.functional.interpolate(images, side, mode="bilinear", antialias=True)
+        turns = range(4)
+        parts.append(
+            Images(
+                torch.cat([images.rot90(turn, (2, 3)) for turn in turns]),
+                torch.cat([labels + 10 * turn for turn in turns]),
+            )
+        )
+    train, test = parts
+    return nc_benchmark(train, test, 40 // CLASSES_PER_EXPERIENCE, task_labels=False, seed=0)
+
+
+def run(
+    experiences: int, side: int = 8, iterations: int | None = None, **settings: Any
+) -> list[dict[str, float]]:
+    """Train on some experiences; what each of them took."""
+    benchmark = turned_digits(side)
+    plugin = MAGDPlugin(seed=0, generator_iterations=iterations, progress=False, **settings)
+    torch.manual_seed(0)
+    model = Solver(1, benchmark.n_classes)
+    strategy = Naive(
+        model=model,
+        criterion=nn.CrossEntropyLoss(),
+        optimizer=torch.optim.Adam(model.parameters(), lr=1e-3),
+        train_mb_size=32,
+        train_epochs=SOLVER_EPOCHS,
+        plugins=[plugin],
+        evaluator=silent_evaluator(),
+    )
+    rows = []
+    for experience in benchmark.train_stream[:experiences]:
+        before = copy.deepcopy(plugin.cost)
+        strategy.train(experience, eval_streams=[])
+        now = plugin.cost
+        generation = now.generation.seconds - before.generation.seconds
+        replay = now.replay.seconds - before.replay.seconds
+        rows.append(
+            {
+                "generation": generation + replay,
+                "training": now.training.seconds - before.training.seconds,
+                "seconds": now.seconds - before.seconds,
+                "teacher forwards": now.generation.forwards
+                + now.replay.forwards
+                - before.generation.forwards
+                - before.replay.forwards,
+                "pool bytes": now.pool_bytes,
+                "kept bytes": sum(each.nbytes for each in plugin.generator.parameters()),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Measure, print tables, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="tiny budgets, to see that it runs")
+    parser.add_argument("--output", type=Path, default=Path("results/scaling"))
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    smoke = arguments.smoke
+    budget = {"iterations": 2, "pool_size": 40} if smoke else {}
+    last = 4 if smoke else 20
+    stream = run(last, **budget)
+    unit = stream[1]["seconds"]
+    rows = [
+        {"vary": "experience", "value": number, **stream[number - 1]}
+        for number in sorted({2, min(5, last), min(10, last), last})
+    ]
+    for size in (20, 40) if smoke else (500, 1000, 2000, 4000, 8000):
+        settings = {**budget, "pool_size": size}
+        rows.append({"vary": "pool", "value": size, **run(2, **settings)[1]})
+    # A few steps and images of each side tell the price of one.
+    steps, images = (2, 40) if smoke else (20, 200)
+    for side in (8, 16, 28, 32, 64):
+        few = run(2, side, steps, pool_size=images)[1]
+        default = max(MIN_ITERATIONS, ITERATIONS_PER_PIXEL * side)
+        training = few["training"] * default / steps
+        # Images of old classes, and as many of the two new ones.
+        generation = few["generation"] * Distillation.pool_size / images
+        rows.append(
+            {
+                "vary": "side",
+                "value": side,
+                **few,
+                "training": training,
+                "generation": generation,
+                "seconds": training + generation,
+                "teacher forwards": few["teacher forwards"] * Distillation.pool_size / images,
+                "pool bytes": few["pool bytes"] * Distillation.pool_size / images,
+            }
+        )
+    (arguments.output / "scaling.json").write_text(json.dumps(rows, indent=1) + "\n")
+    head = ["", "", "generation", "training", "both", "teacher forwards", "pool, MB", "kept, MB"]
+    written = table(
+        head,
+        [
+            [
+                str(row["vary"]),
+                f"{row['value']:,}",
+                *(f"{row[part] / unit:.2f}" for part in ("generation", "training", "seconds")),
+                f"{row['teacher forwards']:,.0f}",
+                *(f"{row[part] / 1e6:.1f}" for part in ("pool bytes", "kept bytes")),
+            ]
+            for row in rows
+        ],
+    )
+    (arguments.output / "scaling.md").write_text(written + "\n")
+    print(written)
+
+
+if __name__ == "__main__":
+    main()

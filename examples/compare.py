@@ -347,7 +347,8 @@ def run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     method = build(name, known, seed, iterations)
     if method.plugin is not None:
         judge = judge_of(arguments)
-        evaluator.metrics += generation_metrics(method.plugin, judge, samples=False)
+        images = 20 if arguments.smoke else 500
+        evaluator.metrics += generation_metrics(method.plugin, judge, images=images, samples=False)
     start, evaluating, accuracies = time.perf_counter(), 0.0, []
     stream = benchmark.train_stream
     for step in [stream] if name == "joint" else stream:

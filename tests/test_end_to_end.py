@@ -52,5 +52,5 @@ def test_digits_are_remembered_and_generated_under_their_labels() -> None:
     images = plugin.generator.generate(condition=labels)
     judged = judge(benchmark)(images).argmax(1)
     assert (judged == labels).double().mean() >= 0.97
-    # 2,000 images of ten steps, in each experience but the first: one forward a lesson.
-    assert plugin.cost.lessons == plugin.cost.generation.forwards == 4 * 20_000
+    # 4,000 images of ten steps, in each experience but the first: one forward a lesson.
+    assert plugin.cost.lessons == plugin.cost.generation.forwards == 4 * 40_000

@@ -68,6 +68,7 @@ from study import (
     load,
     mean_and_error,
     results_table,
+    settings_of,
     silent_evaluator,
 )
 from torch import nn
@@ -368,7 +369,7 @@ def run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
         "seconds": time.perf_counter() - start - evaluating,
         "kept MB": method.kept() / 1e6,
         "values": {name: float(value) for name, value in values.items()},
-        "settings": {key: str(value) for key, value in vars(arguments).items()},
+        "settings": settings_of(arguments, ["methods"]),
         "environment": environment(arguments.device),
     }
     if method.plugin is not None:
@@ -419,6 +420,7 @@ def draw(runs: dict[str, list[dict[str, Any]]], folder: Path, title: str) -> lis
         axis.set_xscale("symlog", linthresh=0.01) if column == "kept MB" else axis.set_xscale(
             "log"
         )
+        axis.margins(x=0.15)
         axis.grid(alpha=0.3)
         figures[f"{title}-{column.split()[0]}.png"] = figure
     for name, figure in figures.items():

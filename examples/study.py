@@ -93,17 +93,20 @@ def silent_evaluator(*metrics: Any) -> EvaluationPlugin:
     return EvaluationPlugin(*metrics, loggers=[TextLogger(StringIO())])
 
 
+def settings_of(arguments: argparse.Namespace, ignored: Iterable[str] = ()) -> dict[str, Any]:
+    """What was asked for: arguments that were given and can change a run."""
+    ignored = {"output", "seeds", "jobs", "root", *ignored}
+    return {key: value for key, value in vars(arguments).items() if value and key not in ignored}
+
+
 def key_of(arguments: argparse.Namespace, ignored: Iterable[str], *what: Any) -> str:
     """A name for a run: another one for other settings.
 
     Arguments that are not given do not count, so that runs keep their names when a study learns
     new arguments.
     """
-    ignored = {"output", "seeds", "jobs", "root", *ignored}
-    settings = {
-        key: value for key, value in vars(arguments).items() if value and key not in ignored
-    }
-    said = re.sub(" at 0x[0-9a-f]+", "", repr((what, sorted(settings.items()))))
+    settings = sorted(settings_of(arguments, ignored).items())
+    said = re.sub(" at 0x[0-9a-f]+", "", repr((what, settings)))
     return hashlib.sha256(said.encode()).hexdigest()[:12]
 
 

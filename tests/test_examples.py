@@ -1,7 +1,9 @@
 """Each example runs to its end with ``--smoke`` and leaves what it promises."""
 
+import argparse
 import ast
 import builtins
+import importlib
 import json
 import os
 import re
@@ -98,6 +100,25 @@ def check_scaling(rows: list[dict[str, Any]]) -> None:
     assert later["kept bytes"] - early["kept bytes"] == 4 * 4 * 128  # four classes' embeddings
     assert of["pool", 40]["pool bytes"] == 2 * of["pool", 20]["pool bytes"]
     assert of["side", 64]["pool bytes"] > 50 * of["side", 8]["pool bytes"]
+
+
+def test_a_run_is_known_again_until_its_settings_or_the_defaults_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES[0].parent))
+    compare, study = (importlib.import_module(name) for name in ("compare", "study"))
+
+    def key(shape: tuple[int, int, int] = (1, 28, 28), **settings: Any) -> Any:
+        recipe = compare.recipe("dgr", shape)
+        return study.key_of(argparse.Namespace(epochs=2, **settings), [], "dgr", 0, recipe)
+
+    known = key()
+    assert key(output=Path("elsewhere"), jobs=2) == known
+    assert key(learnt_later=None, switch=False) == known
+    assert key(iterations=10) != known
+    assert key((3, 64, 64)) != known
+    monkeypatch.setattr(compare, "MIN_ITERATIONS", 399)
+    assert key() != known
 
 
 def test_the_readmes_code_imports_all_that_it_names() -> None:

@@ -264,7 +264,7 @@ def residual_network(channels: int) -> nn.Module:
 
 
 def large_network(channels: int, side: int) -> UNet2DModel:
-    """The UNet that Ho et al. 2020 trained on CIFAR-10, told classes: attention at 16 pixels."""
+    """The UNet of Ho et al. 2020 for CIFAR-10, its features scaled by class and time."""
     attends = [side >> level == 16 for level in range(4)]
     return UNet2DModel(
         in_channels=channels,

@@ -12,7 +12,7 @@ because each image has a grid of its own. Library schedulers assume one grid for
 fixed stride, so that on other grids their states lie between the listed levels.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -50,6 +50,18 @@ class Trajectory(NamedTuple):
     """The class that the denoiser was given."""
     images: Float[Tensor, "b c h w"]
     """Where the run ended, in [−1, 1] if it was clipped."""
+
+
+def images_at_once(image_shape: Sequence[int], device: torch.device) -> int:
+    """How many images to generate together.
+
+    A CPU is fastest while a batch's features stay in its cache: for the default networks about 80
+    images of 28×28 pixels, 16 of 64×64, where 256 take twice the seconds per image.
+    """
+    if device.type != "cpu":
+        return 256
+    pixels = image_shape[1] * image_shape[2]
+    return min(128, max(16, 2**16 // pixels))
 
 
 def balanced_labels(
@@ -187,7 +199,7 @@ def reverse_runs(
     eta: float = 0.0,
     guidance: Guidance | None = None,
     position: Float[Tensor, " n"] | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
 ) -> Iterator[Trajectory]:
     """Reverse runs from fresh noise on fresh grids, one trajectory per batch of labels.
 
@@ -203,8 +215,9 @@ def reverse_runs(
         guidance: steers the runs.
         position: where each run stops, in [0, 1) from the noisy end; the denoiser is not asked
             beyond, and what the trajectory holds there is void. ``None``: at the clean end.
-        batch_size: images that are generated at once.
+        batch_size: images that are generated together; default: :func:`images_at_once`.
     """
+    batch_size = batch_size or images_at_once(image_shape, rng.device)
     positions = [None] if position is None else torch.split(position, batch_size)
     for chosen, stop in zip_longest(torch.split(labels, batch_size), positions):
         shape = (len(chosen), *image_shape)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from avalanche_magd.cost import PhaseCost
 from avalanche_magd.distillation import Pool
-from avalanche_magd.distillation.distillation import BATCH_SIZE
 from avalanche_magd.generator import DiffusionGenerator
+from avalanche_magd.sampling import images_at_once
 
 
 class PastSolver:
@@ -81,7 +81,6 @@ class PastSolver:
     def of_pool(self, pool: Pool) -> Float[Tensor, "n k"]:
         """Logits of a pool's images over its classes, slot by slot."""
         to_model = self.generator.pixel_range.to_model
-        logits = [
-            self(to_model(images), pool.classes) for images in torch.split(pool.images, BATCH_SIZE)
-        ]
-        return torch.cat(logits)
+        together = images_at_once(self.generator.image_shape, self.device)
+        batches = torch.split(pool.images, together)
+        return torch.cat([self(to_model(images), pool.classes) for images in batches])

@@ -68,7 +68,7 @@ def test_every_state_is_a_lesson_with_its_own_timestep_label_and_answer(
 def test_weights_spread_lessons_evenly_over_time(rng: torch.Generator) -> None:
     teacher = tiny_generator(classes=(0,)).eval()
     labels = torch.zeros(256, dtype=torch.long)
-    (run,) = reverse_runs(teacher, teacher.schedule, (1, 8, 8), labels, 10, rng)
+    (run,) = reverse_runs(teacher, teacher.schedule, (1, 8, 8), labels, 10, rng, batch_size=256)
     lessons, weights = trajectory_lessons(run, 10, rng)
     drawn = lessons.t[stratified_draw(weights.double().cumsum(0), 20_000, rng)]
     shares = torch.histc(drawn.float(), bins=5, min=0, max=1000) / len(drawn)

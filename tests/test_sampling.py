@@ -8,7 +8,13 @@ from tiny import PointMassTeacher, tiny_generator
 from torch import Tensor
 
 from avalanche_magd.samplers import make_sampler
-from avalanche_magd.sampling import balanced_labels, jittered_grid, reverse_runs, sample
+from avalanche_magd.sampling import (
+    balanced_labels,
+    images_at_once,
+    jittered_grid,
+    reverse_runs,
+    sample,
+)
 from avalanche_magd.schedule import NoiseSchedule
 
 
@@ -121,3 +127,15 @@ def test_guidance_steers_the_run_but_not_its_outputs(rng: torch.Generator) -> No
     guided = sample(denoiser, schedule, noise, labels, grid, steps, guidance=guidance)
     assert not torch.equal(free.states[1], guided.states[1])
     assert torch.equal(guided.outputs, 0.5 * guided.states)
+
+
+def test_large_images_are_generated_few_at_once_on_a_cpu_only() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    sides = (8, 28, 32, 64, 256)
+    assert [images_at_once((3, side, side), cpu) for side in sides] == [128, 83, 64, 16, 16]
+    assert {images_at_once((3, side, side), gpu) for side in sides} == {256}
+    generator = tiny_generator(classes=(0, 1))
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.zeros(150, dtype=torch.long)
+    runs = reverse_runs(generator, generator.schedule, (1, 8, 8), labels, 2, rng)
+    assert [len(run.labels) for run in runs] == [128, 22]

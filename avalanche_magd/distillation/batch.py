@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from avalanche_magd.sampling import Denoiser
+from avalanche_magd.sampling import Denoiser, images_at_once
 from avalanche_magd.schedule import NoiseSchedule
 
 
@@ -101,14 +101,13 @@ def noise_again(
     return lessons._replace(x_t=x_t, kind=kind)
 
 
-def ask_again(
-    lessons: LessonBatch, chosen: Bool[Tensor, " n"], teacher: Denoiser, batch_size: int = 256
-) -> LessonBatch:
+def ask_again(lessons: LessonBatch, chosen: Bool[Tensor, " n"], teacher: Denoiser) -> LessonBatch:
     """Replace the chosen lessons' targets by the teacher's answers; one forward each."""
     if not chosen.any():
         return lessons
     target = lessons.target.clone()
-    for index in torch.split(chosen.nonzero()[:, 0], batch_size):
+    together = images_at_once(target.shape[1:], target.device)
+    for index in torch.split(chosen.nonzero()[:, 0], together):
         asked = lessons.rows(index)
         target[index] = teacher(asked.x_t, asked.t, asked.labels)
     return lessons._replace(target=target)

@@ -28,10 +28,13 @@ from avalanche_magd.distillation.magd import MAGD
 from avalanche_magd.distillation.pool import Pool, image_bytes, lesson_bytes
 from avalanche_magd.generator import DiffusionGenerator
 from avalanche_magd.samplers import DEFAULT_SAMPLER, Images, Indices, SamplerName, check_sampler
-from avalanche_magd.sampling import Guidance, Trajectory, balanced_labels, reverse_runs
-
-BATCH_SIZE = 256
-"""Images that are generated at once."""
+from avalanche_magd.sampling import (
+    Guidance,
+    Trajectory,
+    balanced_labels,
+    images_at_once,
+    reverse_runs,
+)
 
 
 @dataclass(frozen=True)
@@ -166,8 +169,9 @@ class Distillation:
                 "without an image: make it several times larger."
             )
         labels = balanced_labels(count, past.classes, past.rng, pool.counts)
+        together = images_at_once(past.teacher.image_shape, past.rng.device)
         with past.teacher.frozen(), _progress_bar(count, progress) as bar:
-            for chosen in torch.split(labels, BATCH_SIZE):
+            for chosen in torch.split(labels, together):
                 source = self._source(past, chosen)
                 run = source.run(None)
                 if not self.conditional:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
+from avalanche_magd.processes import is_main_process
+
 DIGEST_BYTES = 32
 Content = TypeVar("Content")
 
@@ -22,12 +24,14 @@ def previous(file: Path) -> Path:
 
 
 def write_file(file: Path, save: Callable[[BinaryIO], None]) -> None:
-    """Write a file as a whole, and keep the one before.
+    """Write a file as a whole, and keep the one before; of several processes the main one does.
 
     Args:
         file: where; its folder is made.
         save: writes the content to a stream.
     """
+    if not is_main_process():
+        return
     content = io.BytesIO()
     save(content)
     payload = content.getbuffer()

@@ -34,6 +34,7 @@ from avalanche_magd.cost import Cost
 from avalanche_magd.distillation import MAGD, Distillation, Pool
 from avalanche_magd.distillation.sggd import SnrBand
 from avalanche_magd.generator import DiffusionGenerator
+from avalanche_magd.processes import solver_rank
 from avalanche_magd.randomness import SeededGenerator, seeded
 from avalanche_magd.replay import Replay, append_replay, soft_label_loss, trim_replay
 from avalanche_magd.samples import check_dataset, check_minibatch
@@ -47,7 +48,7 @@ REAL_PAST = (Cumulative, JointTraining)
 """Strategies that keep all real data, and so have nothing to replay."""
 
 
-class MAGDPlugin(SupervisedPlugin):
+class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Replays the past to any supervised Avalanche strategy, and stores no data.
 
     ``plugins=[MAGDPlugin()]`` is all that a strategy needs. From its second experience on, each
@@ -308,7 +309,7 @@ class MAGDPlugin(SupervisedPlugin):
         if self._rng is None:
             assert self.generator_strategy is not None
             seed = torch.initial_seed() if self.seed is None else self.seed
-            self._rng = SeededGenerator(self.generator_strategy.device, seed)
+            self._rng = SeededGenerator(self.generator_strategy.device, seed + solver_rank())
         return self._rng
 
 

@@ -13,7 +13,7 @@ import hashlib
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -28,47 +28,12 @@ class TrainingCheckpoint:
 
     Args:
         file: where.
-        key: digest of what the training starts from.
+        key: :func:`starting_point` of the training.
     """
 
     def __init__(self, file: Path, key: str) -> None:
         self.file = file
         self.key = key
-
-    @classmethod
-    def of(cls, training: Any, experience: Any) -> Self:
-        """The file of the experience that a :class:`MAGDTraining` is about to learn."""
-        digest = hashlib.sha256()
-        schedule = training.model.schedule
-        mode = training.distillation.mode
-        settings = (
-            replace(training.distillation, mode=None),
-            getattr(mode, "__qualname__", mode),  # a function's repr is its address
-            (schedule.prediction_type, schedule.beta_schedule, schedule.num_train_timesteps),
-            type(training.optimizer).__name__,
-            [
-                sorted((name, value) for name, value in group.items() if name != "params")
-                for group in training.optimizer.param_groups
-            ],
-            training.train_mb_size,
-            training.train_iterations,
-            training.ema_decay,
-            training.max_grad_norm,
-            training.replay_weight,
-            training.current_weight,
-            training.online_teacher,
-            sorted(classes_of(experience.dataset)),
-            list(experience.dataset.targets),
-        )
-        digest.update(repr(settings).encode())
-        dataset = experience.dataset.eval()
-        images = [dataset[row][0] for row in range(0, len(dataset), 1 + len(dataset) // 1000)]
-        tensors = [training.rng.get_state(), *training.model.state_dict().values(), *images]
-        for tensor in tensors:
-            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-        number = training.clock.train_exp_counter
-        folder = Path(training.checkpoint_folder)
-        return cls(folder / f"experience-{number}.pt", digest.hexdigest())
 
     def save(self, training: Any, teacher: EmaTeacher, iteration: int) -> None:
         """Save a step."""
@@ -109,6 +74,39 @@ class TrainingCheckpoint:
         training.rng.set_state(content["rng"].cpu())
         torch.set_rng_state(content["global_rng"].cpu())
         return int(content["iteration"])
+
+
+def starting_point(training: Any, experience: Any) -> str:
+    """A digest of everything that a :class:`MAGDTraining` is about to learn an experience from."""
+    digest = hashlib.sha256()
+    schedule = training.model.schedule
+    mode = training.distillation.mode
+    settings = (
+        replace(training.distillation, mode=None),
+        getattr(mode, "__qualname__", mode),  # a function's repr is its address
+        (schedule.prediction_type, schedule.beta_schedule, schedule.num_train_timesteps),
+        type(training.optimizer).__name__,
+        [
+            sorted((name, value) for name, value in group.items() if name != "params")
+            for group in training.optimizer.param_groups
+        ],
+        training.train_mb_size,
+        training.train_iterations,
+        training.ema_decay,
+        training.max_grad_norm,
+        training.replay_weight,
+        training.current_weight,
+        training.online_teacher,
+        sorted(classes_of(experience.dataset)),
+        list(experience.dataset.targets),
+    )
+    digest.update(repr(settings).encode())
+    dataset = experience.dataset.eval()
+    images = [dataset[row][0] for row in range(0, len(dataset), 1 + len(dataset) // 1000)]
+    tensors = [training.rng.get_state(), *training.model.state_dict().values(), *images]
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
 from avalanche_magd.pictures import DPI
+from avalanche_magd.processes import is_main_process
 
 PACKAGES: Final = (
     "avalanche-magd",
@@ -104,6 +105,8 @@ class RunLogger(BaseLogger, SupervisedPlugin):
         if isinstance(value, AlternativeValues):
             value = value.best_supported_value(TensorImage, Image.Image, Figure, float, int)
         file = self.folder / (name.replace("/", "_") + ".png")
+        if not is_main_process():
+            return
         if isinstance(value, int | float):
             self._news.setdefault(name, []).append((float(x_plot), float(value)))
         elif isinstance(value, TensorImage):
@@ -212,6 +215,8 @@ def _settings(strategy: Any) -> dict[str, Any]:
 
 
 def _write_json(file: Path, content: Any) -> None:
+    if not is_main_process():
+        return
     partial = file.with_name(f"{file.name}.partial")
     partial.write_text(json.dumps(content, indent=1, default=str))
     partial.replace(file)

@@ -9,6 +9,7 @@ import torch
 from avalanche.models.utils import avalanche_forward
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from avalanche_magd.cost import PhaseCost
 from avalanche_magd.distillation import Pool
@@ -33,7 +34,7 @@ class PastSolver:
         device: torch.device,
         cost: PhaseCost,
     ) -> None:
-        self.model = model
+        self.model = model.module if isinstance(model, DistributedDataParallel) else model
         self.generator = generator
         self.device = device
         self.cost = cost

@@ -17,6 +17,9 @@ in the data of now. On an online stream those of the present part are left out, 
 that taught them are no older than the average.
 Training images come without augmentation (the dataset's evaluation transforms). All randomness is
 drawn from the strategy's own seed, and torch's global state is left as it was.
+
+Several processes share the work, see :mod:`avalanche_magd.processes`; but lessons that are fresh
+are made by each of them.
 """
 
 import copy
@@ -50,8 +53,9 @@ from avalanche_magd.distillation.loss import (
 from avalanche_magd.distillation.pool import Pool
 from avalanche_magd.distillation.teacher import EmaTeacher
 from avalanche_magd.generator import DiffusionGenerator
+from avalanche_magd.processes import Processes, is_main_process, process_count
 from avalanche_magd.randomness import SeededGenerator, seeded
-from avalanche_magd.resuming import TrainingCheckpoint
+from avalanche_magd.resuming import TrainingCheckpoint, starting_point
 from avalanche_magd.samples import check_dataset
 
 
@@ -62,7 +66,7 @@ class MAGDTraining(SupervisedTemplate):
         model: the generator.
         optimizer: over the generator's parameters.
         distillation: how the past is taught.
-        train_mb_size: real images of a step; as many lessons join them.
+        train_mb_size: real images of a step, in all processes together; as many lessons join them.
         train_iterations: steps per experience.
         ema_decay: weight of the past in the averaged weights, in [0, 1); 0 switches averaging off.
         max_grad_norm: gradients are clipped to this norm.
@@ -117,7 +121,7 @@ class MAGDTraining(SupervisedTemplate):
     ) -> None:
         if not isinstance(model, DiffusionGenerator):
             raise TypeError(f"model must be a DiffusionGenerator, got {type(model).__name__}.")
-        check_count("train_mb_size", train_mb_size)
+        check_count("train_mb_size", train_mb_size, at_least=process_count())
         check_count("train_iterations", train_iterations)
         if not 0 <= ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}.")
@@ -159,6 +163,7 @@ class MAGDTraining(SupervisedTemplate):
         self.checkpoint_every = checkpoint_every
         self.progress = progress
         self.rng = SeededGenerator(self.device, torch.initial_seed() if seed is None else seed)
+        self.processes = Processes()
         self.pool: Pool | None = None
         self._pool_dataset: Any = None
         self._past: Past | None = None
@@ -194,6 +199,11 @@ class MAGDTraining(SupervisedTemplate):
             self.model.check_range(dataset)
         self.model.infer_range(dataset)
         share = self._share(experience)
+        key = ""
+        if process_count() > 1 or self.checkpoint_folder is not None:
+            key = starting_point(self, experience)
+        start = "what the generator's training starts from"
+        self.processes.check_same(key.encode(), start, self.device)
         self._checkpoint = None
         classes = set(self.model.classes)
         if share < 1:
@@ -201,7 +211,9 @@ class MAGDTraining(SupervisedTemplate):
         else:
             self.pool = self.teacher = None
             if self.checkpoint_folder is not None:
-                self._checkpoint = TrainingCheckpoint.of(self, experience)
+                number = self.clock.train_exp_counter
+                file = self.checkpoint_folder / f"experience-{number}.pt"
+                self._checkpoint = TrainingCheckpoint(file, key)
         self._past = None
         if classes:
             if classifier is None and self.distillation.asks_solver:
@@ -217,12 +229,12 @@ class MAGDTraining(SupervisedTemplate):
         self._pool_dataset = experience.dataset
 
     def _ask(self, classes: list[int], dataset: Any, classifier: Classifier | None) -> Past:
-        def current_images(count: int) -> Float[Tensor, "n c h w"]:
-            rows = torch.randint(len(dataset), (count,), generator=self.rng, device=self.device)
+        def current_images(count: int, rng: torch.Generator) -> Float[Tensor, "n c h w"]:
+            rows = torch.randint(len(dataset), (count,), generator=rng, device=self.device)
             images = torch.stack([dataset[row][0] for row in rows.tolist()])
             return self.model.pixel_range.to_model(images.float().to(self.device))  # type: ignore[no-any-return]
 
-        return Past(self.model, classes, current_images, self.rng, classifier)
+        return Past(self.model, classes, current_images, self.rng, classifier, self.processes)
 
     def _generate(self, distillation: Distillation, pool: Pool, count: int, past: Past) -> None:
         """Let the teacher fill a pool, and write down what it costs."""
@@ -241,7 +253,7 @@ class MAGDTraining(SupervisedTemplate):
             count: how many images.
         """
         pool = Pool(count, 0, self.model.image_shape, self.model.device)
-        past = Past(self.model, classes, _no_images, self.rng)
+        past = Past(self.model, classes, _no_images, self.rng, processes=self.processes)
         self._generate(replace(self.distillation, classifier_scale=0.0), pool, count, past)
         return pool
 
@@ -306,6 +318,8 @@ class MAGDTraining(SupervisedTemplate):
         self._iteration = 0
         if self._checkpoint is not None:
             self._iteration = self._checkpoint.restore(self, self.teacher)
+            step = self._iteration.to_bytes(8)
+            self.processes.check_same(step, "how far their checkpoints are", self.device)
             del self._rows[: self._iteration * self.train_mb_size]
         replayed = 0 if self.pool is None else len(self.pool.classes)
         w_new = current_share(len(classes_of(self.experience.dataset)), replayed)
@@ -314,9 +328,10 @@ class MAGDTraining(SupervisedTemplate):
     def training_epoch(self, **kwargs: Any) -> None:
         """The template's loop over the mini-batches, measured and with a progress bar."""
         loader = self.dataloader
-        hidden = None if self.progress else True
+        hidden = None if self.progress and is_main_process() else True
         with (
             self.cost.training.measure(self.model),
+            self.processes.counting(self.model),
             tqdm(
                 loader,
                 desc="training generator",
@@ -332,6 +347,7 @@ class MAGDTraining(SupervisedTemplate):
     def forward(self) -> Float[Tensor, "n c h w"]:
         """The predictions for this step's lessons: noised real images first, then the pool's.
 
+        Of several processes each predicts its own rows.
         An evaluation draws the same noise each time, and none of the training's.
         """
         rng = self.rng if self.is_training else torch.Generator(self.device).manual_seed(0)
@@ -340,6 +356,8 @@ class MAGDTraining(SupervisedTemplate):
         if self.is_training and self.pool is not None and self.distillation.mode is not None:
             lessons = LessonBatch.cat([lessons, self._past_lessons(len(x_0))])
         self._lessons = lessons
+        if self.is_training:
+            lessons = lessons.rows(self.processes.mine())
         return self.model(lessons.x_t, lessons.t, lessons.labels)  # type: ignore[no-any-return]
 
     def _past_lessons(self, count: int) -> LessonBatch:
@@ -379,11 +397,15 @@ class MAGDTraining(SupervisedTemplate):
     def criterion(self) -> Float[Tensor, ""]:
         """The loss of :mod:`avalanche_magd.distillation.loss`; in evaluation of real images."""
         assert self._lessons is not None
-        errors = squared_errors(self.mb_output, self._lessons.target)
+        target = self._lessons.target
         if self.is_training:
+            mine = squared_errors(self.mb_output, target[self.processes.mine()])
+            errors = self.processes.rows_of_all(mine, len(target))
             point = self.curves.add(errors.detach(), self._lessons.kind)
             if point is not None and isinstance(self.dataloader, tqdm):
                 self.dataloader.set_postfix(point.errors, refresh=False)
+        else:
+            errors = squared_errors(self.mb_output, target)
         real = len(self.mb_x)
         return total_loss(errors[:real], errors[real:], self._w_new, self.replay_weight)
 
@@ -394,6 +416,8 @@ class MAGDTraining(SupervisedTemplate):
             FloatingPointError: the gradient is not finite.
         """
         assert self.teacher is not None
+        assert self._lessons is not None
+        self.processes.add_up_gradients(self.teacher.student)
         norm = nn.utils.clip_grad_norm_(self.teacher.student, self.max_grad_norm)
         if not norm.isfinite():
             raise FloatingPointError(
@@ -401,7 +425,7 @@ class MAGDTraining(SupervisedTemplate):
                 "the experience: lower its optimizer's learning rate, or check the data for NaN. "
                 "The generator keeps the average of the weights before."
             )
-        self.cost.training.backwards += len(self.mb_output)
+        self.cost.training.backwards += len(self._lessons.t)
         super().optimizer_step()
         self.teacher.update()
         self._iteration += 1
@@ -429,7 +453,7 @@ class MAGDTraining(SupervisedTemplate):
                 self.optimizer.state.clear()
 
 
-def _no_images(count: int) -> Tensor:
+def _no_images(count: int, rng: torch.Generator) -> Tensor:
     raise RuntimeError("There is no current experience to take images from.")
 
 

@@ -23,6 +23,8 @@ on this machine at the beginning of each run, pool included.
 Needs no download for digits, where a run takes seconds to minutes on two CPU cores.
 
     python examples/compare.py --methods naive joint replay-100 magd --seeds 0 1 2
+
+Several processes or GPUs share the work of each run under ``torchrun --nproc_per_node N``.
 """
 
 import argparse
@@ -80,6 +82,7 @@ from avalanche_magd.metrics import Judge, generation_metrics, train_judge
 from avalanche_magd.networks import default_network
 from avalanche_magd.pictures import DPI, draw_curves
 from avalanche_magd.plugin import ITERATIONS_PER_PIXEL, MIN_ITERATIONS
+from avalanche_magd.processes import Processes, is_main_process, process_count
 from avalanche_magd.runs import environment
 
 MODES: dict[str, dict[str, Any]] = {
@@ -329,7 +332,11 @@ def steps_within(name: str, seed: int, arguments: argparse.Namespace) -> int:
             timed.append(((replay + generation) / images, training / steps))
     per_image, per_step = (max(column) for column in zip(*timed[1:], strict=True))
     pool = arguments.pool_size or Distillation.pool_size
-    return max(1, int((arguments.seconds - pool * per_image) / per_step))
+    steps = max(1, int((arguments.seconds - pool * per_image) / per_step))
+    if process_count() > 1:  # the main process's clock counts
+        (shared,) = Processes().share([torch.tensor(steps)], 0, torch.device("cpu"))
+        steps = int(shared)
+    return steps
 
 
 def run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -474,6 +481,8 @@ def main() -> None:
     runs = {
         name: [lines[tasks[name, seed]] for seed in arguments.seeds] for name in arguments.methods
     }
+    if not is_main_process():
+        return
     written = results_table(runs, FORMS)
     (arguments.output / f"{arguments.benchmark}.md").write_text(written + "\n")
     figures = draw(runs, arguments.output, arguments.benchmark)

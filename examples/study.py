@@ -8,6 +8,7 @@ import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from io import StringIO
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,6 +21,7 @@ from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor, nn
 
 from avalanche_magd.benchmarks import split_digits, split_fashion_mnist, split_image_folder
+from avalanche_magd.processes import is_main_process, process_count
 from avalanche_magd.report import table
 
 DOWNLOADED = {"mnist": SplitMNIST, "cifar10": SplitCIFAR10, "cifar100": SplitCIFAR100}
@@ -115,6 +117,8 @@ def finish(
 ) -> dict[str, dict[str, Any]]:
     """Run what has no line in the file yet, and give all lines back.
 
+    Of several processes (``torchrun``) each runs everything, and the main one writes and prints.
+
     Args:
         file: a line of JSON for each run; written anew, as a whole, after each.
         tasks: arguments of ``work``, by key.
@@ -126,20 +130,24 @@ def finish(
         lines = {line["key"]: line for line in map(json.loads, file.read_text().splitlines())}
     failures: list[str] = []
     missing = {key: task for key, task in tasks.items() if key not in lines}
-    print(f"{len(tasks) - len(missing)} of {len(tasks)} runs are there.", flush=True)
+    if jobs > 1 and process_count() > 1:
+        raise SystemExit("Of several processes each runs one job at a time: leave out --jobs.")
+    say = partial(print, flush=True) if is_main_process() else lambda said: None
+    say(f"{len(tasks) - len(missing)} of {len(tasks)} runs are there.")
     file.parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(jobs, get_context("spawn"), _share_cores, (jobs,)) as pool:
         futures = {pool.submit(work, *task): key for key, task in missing.items()}
         for done in as_completed(futures):
             if (error := done.exception()) is not None:
                 failures.append(f"{missing[futures[done]]}: {error!r}")
-                print(f"failed: {failures[-1]}", flush=True)
+                say(f"failed: {failures[-1]}")
                 continue
             lines[futures[done]] = line = {"key": futures[done], **done.result()}
-            partial = file.with_suffix(".partial")
-            partial.write_text("".join(json.dumps(each) + "\n" for each in lines.values()))
-            partial.replace(file)
-            print(f"{line['name']}, seed {line['seed']}: {line['accuracy']:.3f}", flush=True)
+            if is_main_process():
+                unfinished = file.with_suffix(".partial")
+                unfinished.write_text("".join(json.dumps(each) + "\n" for each in lines.values()))
+                unfinished.replace(file)
+            say(f"{line['name']}, seed {line['seed']}: {line['accuracy']:.3f}")
     if failures:
         raise SystemExit("\n".join([f"{len(failures)} runs failed:", *failures]))
     return {key: lines[key] for key in tasks}

@@ -7,6 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "avalanche_magd"
 LAYERS = [
+    {"processes"},
     {"arguments", "classes", "files", "pictures", "randomness", "samples"},
     {"schedule", "networks", "pixels", "saving", "benchmarks"},
     {"samplers"},

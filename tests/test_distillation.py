@@ -16,7 +16,6 @@ from avalanche_magd.distillation import MAGD, Distillation, LessonBatch
 from avalanche_magd.distillation.batch import noised_lessons
 from avalanche_magd.distillation.cggd import ClassifierFreeGuidance
 from avalanche_magd.distillation.distillation import Past
-from avalanche_magd.distillation.draft import CurrentImages
 from avalanche_magd.distillation.loss import current_share, squared_errors, total_loss
 from avalanche_magd.distillation.nigd import trajectory_lessons
 from avalanche_magd.distillation.pool import Pool, stratified_draw
@@ -26,12 +25,12 @@ from avalanche_magd.sampling import reverse_runs
 from avalanche_magd.schedule import NoiseSchedule
 
 
-def gray_images(count: int) -> Tensor:
+def gray_images(count: int, rng: torch.Generator) -> Tensor:
     """Current images that no generator makes: exactly zero everywhere."""
     return torch.zeros(count, 1, 8, 8)
 
 
-def no_images(count: int) -> Tensor:
+def no_images(count: int, rng: torch.Generator) -> Tensor:
     raise AssertionError("current images were asked for")
 
 
@@ -39,7 +38,7 @@ def filled(
     distillation: Distillation,
     teacher: DiffusionGenerator,
     rng: torch.Generator,
-    current_images: CurrentImages = no_images,
+    current_images: Any = no_images,
 ) -> Pool:
     pool = distillation.empty_pool(teacher)
     past = Past(teacher, teacher.classes, current_images, rng)
@@ -123,9 +122,9 @@ def test_current_images_serve_outside_the_band_and_states_inside(
     teacher = tiny_generator(classes=(1, 4))
     asked: list[int] = []
 
-    def current(count: int) -> Tensor:
+    def current(count: int, rng: torch.Generator) -> Tensor:
         asked.append(count)
-        return gray_images(count)
+        return gray_images(count, rng)
 
     distillation = Distillation(MAGD(snr_band=snr_band), pool_size=60, num_inference_steps=5)
     pool = filled(distillation, teacher, rng, current)

@@ -31,6 +31,7 @@ LEFT = {
     "online": "*.log",
     "timing": "timing.json",
     "scaling": "scaling.json",
+    "processes": "processes.json",
 }
 
 
@@ -62,6 +63,11 @@ def test_an_example_runs(example: Path, tmp_path: Path) -> None:
         check_timing(json.loads((tmp_path / "timing.json").read_text()))
     elif example.stem == "scaling":
         check_scaling(json.loads((tmp_path / "scaling.json").read_text()))
+    elif example.stem == "processes":
+        rows = json.loads((tmp_path / "processes.json").read_text())
+        assert [row["processes"] for row in rows] == [1, 2]
+        assert rows[0]["speed-up"] == [1, 1]
+        assert all(seconds > 0 for seconds in rows[1]["seconds"])
     else:
         assert ("error on states" if example.stem == "gap" else "final accuracy") in printed
 

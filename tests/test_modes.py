@@ -23,7 +23,7 @@ from avalanche_magd.sampling import reverse_runs, sample
 from avalanche_magd.schedule import NoiseSchedule
 
 
-def current_images(count: int) -> Tensor:
+def current_images(count: int, rng: torch.Generator | None = None) -> Tensor:
     """Images that no generator makes: bright below, dark above."""
     images = torch.full((count, 1, 8, 8), -1.0)
     images[:, :, 4:] = 1.0
@@ -384,7 +384,7 @@ def test_the_safe_band_follows_the_largest_variance(rng: torch.Generator) -> Non
     distillation = Distillation(MAGD(snr_band="safe"), pool_size=30, num_inference_steps=4)
     asked: list[int] = []
 
-    def counted(count: int) -> Tensor:
+    def counted(count: int, rng: torch.Generator) -> Tensor:
         asked.append(count)
         return current_images(count)
 

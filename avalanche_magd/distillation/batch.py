@@ -41,7 +41,7 @@ class LessonBatch(NamedTuple):
     kind: Int[Tensor, " n"]
     """:class:`Input` of each."""
 
-    def rows(self, index: Tensor) -> "LessonBatch":
+    def rows(self, index: Tensor | slice) -> "LessonBatch":
         """The chosen lessons."""
         return LessonBatch(*(tensor[index] for tensor in self))
 

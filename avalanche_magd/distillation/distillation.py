@@ -7,6 +7,7 @@ their answers. Only a lesson whose input or label was changed afterwards costs o
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -23,10 +24,12 @@ from avalanche_magd.distillation.cggd import (
     ClassifierGuidance,
     without_class,
 )
-from avalanche_magd.distillation.draft import CurrentImages, Draft, Mode, Source
+from avalanche_magd.distillation.draft import Draft, Mode, Source
 from avalanche_magd.distillation.magd import MAGD
 from avalanche_magd.distillation.pool import Pool, image_bytes, lesson_bytes
 from avalanche_magd.generator import DiffusionGenerator
+from avalanche_magd.processes import Processes, is_main_process
+from avalanche_magd.randomness import SeededGenerator
 from avalanche_magd.samplers import DEFAULT_SAMPLER, Images, Indices, SamplerName, check_sampler
 from avalanche_magd.sampling import (
     Guidance,
@@ -44,16 +47,18 @@ class Past:
     Attributes:
         teacher: the generator as it was taught so far.
         classes: that it shall generate, ascending.
-        current_images: images of the current experience.
+        current_images: that many images of the current experience, in [−1, 1], drawn at random.
         rng: source of randomness, on the teacher's device.
         classifier: the solver of the past, where :attr:`Distillation.asks_solver` says so.
+        processes: among which generation is dealt out.
     """
 
     teacher: DiffusionGenerator
     classes: list[int]
-    current_images: CurrentImages
+    current_images: Callable[[int, torch.Generator], Images]
     rng: torch.Generator
     classifier: Classifier | None = None
+    processes: Processes = field(default_factory=Processes)
 
     def recognised(self, images: Images) -> Indices:
         """The class that the solver of the past sees in each image, in [−1, 1]."""
@@ -152,7 +157,7 @@ class Distillation:
         return LABEL_DROPOUT if self.guidance_scale > 1 else 0.0
 
     def fill(self, pool: Pool, count: int, past: Past, *, progress: bool = False) -> None:
-        """One generation pass.
+        """One generation pass, dealt out among the processes; all fill their pools with all of it.
 
         Args:
             pool: where images go, and lessons if it has room for any.
@@ -168,22 +173,38 @@ class Distillation:
                 f"pool_size={len(pool.labels)} leaves some of the {len(past.classes)} classes "
                 "without an image: make it several times larger."
             )
+        device = past.rng.device
         labels = balanced_labels(count, past.classes, past.rng, pool.counts)
-        together = images_at_once(past.teacher.image_shape, past.rng.device)
-        with past.teacher.frozen(), _progress_bar(count, progress) as bar:
-            for chosen in torch.split(labels, together):
-                source = self._source(past, chosen)
-                run = source.run(None)
-                if not self.conditional:
-                    chosen = past.recognised(run.images)
-                lessons = None
-                if pool.lessons_per_image and self.mode is not None:
-                    source = replace(source, run=_finished(run))
-                    lessons = self._answered(self.mode(source, pool.lessons_per_image), past)
-                images = past.teacher.pixel_range.to_data(run.images)
-                pool.write(pool.slots_for(chosen), images, chosen, lessons)
-                bar.update(len(chosen))
+        batches = torch.split(labels, images_at_once(past.teacher.image_shape, device))
+        # Each batch has a seed, so that it is the same whichever process makes it.
+        seeds = torch.randint(2**62, (len(batches),), generator=past.rng, device=device).tolist()
+        work = partial(self._batch, past, pool.lessons_per_image)
+        with (
+            past.teacher.frozen(),
+            past.processes.counting(past.teacher),
+            _progress_bar(count, progress and is_main_process()) as bar,
+        ):
+            for batch in past.processes.deal(list(zip(batches, seeds, strict=True)), work, device):
+                images, recognised, *columns = batch
+                lessons = (LessonBatch(*columns[:-1]), columns[-1]) if columns else None
+                pool.write(pool.slots_for(recognised), images, recognised, lessons)
+                bar.update(len(images))
         pool.sort()
+
+    def _batch(self, past: Past, kept: int, task: tuple[Indices, int]) -> list[Tensor]:
+        """Images of these labels in the user's range and their classes; lessons and weights."""
+        labels, seed = task
+        past = replace(past, rng=SeededGenerator(past.rng.device, seed))
+        source = self._source(past, labels)
+        run = source.run(None)
+        if not self.conditional:
+            labels = past.recognised(run.images)
+        batch = [past.teacher.pixel_range.to_data(run.images), labels]
+        if kept and self.mode is not None:
+            draft = self.mode(replace(source, run=_finished(run)), kept)
+            lessons, weights = self._answered(draft, past)
+            batch += [*lessons.cast(torch.float16), weights]
+        return batch
 
     def fresh_lessons(self, count: int, past: Past) -> LessonBatch:
         """That many lessons, each from an image of its own, balanced over the classes."""
@@ -213,7 +234,7 @@ class Distillation:
             )
             return finished
 
-        return Source(teacher.schedule, told, run, past.current_images, rng)
+        return Source(teacher.schedule, told, run, lambda n: past.current_images(n, rng), rng)
 
     def _guidance(self, past: Past) -> Guidance | None:
         """Both kinds, one after the other, or the one that there is."""

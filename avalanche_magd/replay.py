@@ -65,10 +65,10 @@ class Replay:
         self._owed -= count
         self._owed_past -= of_past
         slots = self.past.draw_slots(of_past, rng)
-        images, numbers = self.past.images[slots], self.past.labels[slots]
+        images, numbers = self.past.images_of(slots), self.past.labels[slots]
         if self.current is not None:
             more = self.current.draw_slots(count - of_past, rng)
-            images = torch.cat([images, self.current.images[more]])
+            images = torch.cat([images, self.current.images_of(more)])
             numbers = torch.cat([numbers, self.current.labels[more]])
         return images, numbers, slots
 

@@ -83,5 +83,6 @@ class PastSolver:
         """Logits of a pool's images over its classes, slot by slot."""
         to_model = self.generator.pixel_range.to_model
         together = images_at_once(self.generator.image_shape, self.device)
-        batches = torch.split(pool.images, together)
+        device = self.generator.device
+        batches = (images.to(device) for images in torch.split(pool.images, together))
         return torch.cat([self(to_model(images), pool.classes) for images in batches])

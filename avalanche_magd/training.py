@@ -252,7 +252,8 @@ class MAGDTraining(SupervisedTemplate):
             classes: to generate, evenly.
             count: how many images.
         """
-        pool = Pool(count, 0, self.model.image_shape, self.model.device)
+        shape, device = self.model.image_shape, self.model.device
+        pool = Pool(count, 0, shape, device, self.distillation.pool_folder)
         past = Past(self.model, classes, _no_images, self.rng, processes=self.processes)
         self._generate(replace(self.distillation, classifier_scale=0.0), pool, count, past)
         return pool

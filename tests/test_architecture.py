@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "avalanche_magd"
 LAYERS = [
     {"processes"},
     {"arguments", "classes", "files", "pictures", "randomness", "samples"},
+    {"distillation.room"},
     {"schedule", "networks", "pixels", "saving", "benchmarks"},
     {"samplers"},
     {"sampling"},

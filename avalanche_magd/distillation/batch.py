@@ -43,7 +43,7 @@ class LessonBatch(NamedTuple):
 
     def rows(self, index: Tensor | slice) -> "LessonBatch":
         """The chosen lessons."""
-        return LessonBatch(*(tensor[index] for tensor in self))
+        return LessonBatch(*(rows_of(tensor, index) for tensor in self))
 
     def cast(self, dtype: torch.dtype) -> "LessonBatch":
         """The same lessons with ``x_t`` and ``target`` in another precision."""
@@ -58,6 +58,13 @@ class LessonBatch(NamedTuple):
     def cat(cls, batches: Sequence["LessonBatch"]) -> "LessonBatch":
         """All lessons of several batches."""
         return cls(*(torch.cat(tensors) for tensors in zip(*batches, strict=True)))
+
+
+def rows_of(tensor: Tensor, index: Tensor | slice) -> Tensor:
+    """The chosen rows of a tensor, on the device of their numbers: a pool's may be elsewhere."""
+    if isinstance(index, slice):
+        return tensor[index]
+    return tensor[index.to(tensor.device)].to(index.device)
 
 
 def noised_lessons(

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
@@ -84,10 +85,14 @@ class Distillation:
             was generated.
         fresh: whether lessons are made anew in each training step, as the published baselines do,
             one from each image. If not, they wait in a pool.
-        max_pool_bytes: bound on the pool's size in memory. If not all lessons fit, some of
-            each image's are kept.
+        max_pool_bytes: bound on the pool's size. If not all lessons fit, some of each image's are
+            kept.
+        pool_folder: where the pool is kept instead of in memory, in files that no name leads to:
+            they are gone with the pool, or with the process. Of several processes each has its
+            own.
 
     Raises:
+        FileNotFoundError: ``pool_folder`` is no folder.
         TypeError: a count that is not an integer.
         ValueError: an argument out of range.
     """
@@ -102,6 +107,7 @@ class Distillation:
     conditional: bool = True
     fresh: bool = False
     max_pool_bytes: int = 2**30
+    pool_folder: str | Path | None = None
 
     def __post_init__(self) -> None:
         check_count("pool_size", self.pool_size)
@@ -114,6 +120,8 @@ class Distillation:
                 "Guidance is towards a class: conditional=False leaves none to steer to."
             )
         check_count("max_pool_bytes", self.max_pool_bytes)
+        if self.pool_folder is not None and not Path(self.pool_folder).is_dir():
+            raise FileNotFoundError(f"pool_folder={str(self.pool_folder)!r} is not a folder.")
 
     @property
     def asks_solver(self) -> bool:
@@ -147,7 +155,8 @@ class Distillation:
     def empty_pool(self, generator: DiffusionGenerator) -> Pool:
         """Room for ``pool_size`` images of this generator and their lessons."""
         kept = self.lessons_per_image(generator)
-        return Pool(self.pool_size, kept, generator.image_shape, generator.device)
+        shape, device = generator.image_shape, generator.device
+        return Pool(self.pool_size, kept, shape, device, self.pool_folder)
 
     @property
     def null_share(self) -> float:

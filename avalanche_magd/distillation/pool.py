@@ -14,12 +14,15 @@ each draw is spread evenly over both.
 """
 
 from collections import Counter, defaultdict, deque
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from avalanche_magd.distillation.batch import LessonBatch
+from avalanche_magd.distillation.batch import LessonBatch, rows_of
+from avalanche_magd.distillation.room import room_for
 
 
 class Pool:
@@ -30,6 +33,8 @@ class Pool:
         lessons_per_image: k; may be 0.
         image_shape: channels, height and width.
         device: where it lives.
+        folder: where images and lessons are kept instead, in files that are gone with the pool;
+            what is drawn still comes to the device. Default: none.
 
     Attributes:
         images: finished images in the user's range, by slot.
@@ -44,15 +49,17 @@ class Pool:
         lessons_per_image: int,
         image_shape: tuple[int, int, int],
         device: torch.device,
+        folder: str | Path | None = None,
     ) -> None:
         rows = size * lessons_per_image
-        self.images = torch.zeros(size, *image_shape, device=device)
+        self.folder = folder
+        self.images = room_for((size, *image_shape), torch.float32, device, folder)
         self.labels = torch.zeros(size, dtype=torch.int64, device=device)
         self.lessons = LessonBatch(
-            x_t=torch.zeros(rows, *image_shape, dtype=torch.float16, device=device),
+            x_t=room_for((rows, *image_shape), torch.float16, device, folder),
             t=torch.zeros(rows, dtype=torch.int64, device=device),
             labels=torch.zeros(rows, dtype=torch.int64, device=device),
-            target=torch.zeros(rows, *image_shape, dtype=torch.float16, device=device),
+            target=room_for((rows, *image_shape), torch.float16, device, folder),
             kind=torch.zeros(rows, dtype=torch.int8, device=device),
         )
         self.weights = torch.zeros(rows, device=device)
@@ -81,6 +88,14 @@ class Pool:
     def lessons_per_image(self) -> int:
         """How many lessons each slot has room for."""
         return len(self.weights) // len(self.labels)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A pool that was saved is put on disk again, if it was there."""
+        vars(self).update(state)
+        if self.folder is not None:
+            self.images = _on_disk(self.images, self.folder)
+            x_t, target = (_on_disk(self.lessons[i], self.folder) for i in (0, 3))
+            self.lessons = self.lessons._replace(x_t=x_t, target=target)
 
     def slots_for(self, labels: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
         """Where new images of these classes go: no more of them than the pool has slots."""
@@ -112,7 +127,7 @@ class Pool:
             labels: of each image.
             lessons: k of each image, those of an image next to one another, and their weights.
         """
-        self.images[slots] = images
+        self.images[slots.to(self.images.device)] = images.to(self.images.device)
         self.labels[slots] = labels
         self._born[slots] = -1
         if lessons is None:
@@ -120,7 +135,7 @@ class Pool:
         each = self.lessons_per_image
         rows = (slots[:, None] * each + torch.arange(each, device=slots.device)).flatten()
         for column, values in zip(self.lessons, lessons[0], strict=True):
-            column[rows] = values.to(column.dtype)
+            column[rows.to(column.device)] = values.to(column)
         self.weights[rows] = lessons[1]
 
     def sort(self) -> None:
@@ -145,6 +160,10 @@ class Pool:
         index = stratified_draw(self._cumulative_lessons, count, rng)
         return self.lessons.rows(self._by_t[index]).cast(torch.float32)
 
+    def images_of(self, slots: Int[Tensor, " n"]) -> Float[Tensor, "n c h w"]:
+        """Images in these slots, on their device."""
+        return rows_of(self.images, slots)
+
     def draw_slots(self, count: int, rng: torch.Generator) -> Int[Tensor, " {count}"]:
         """Slots of images, spread evenly over the classes."""
         return self._by_label[stratified_draw(self._cumulative_images, count, rng)]
@@ -163,6 +182,11 @@ class Pool:
         self._by_label = self._by_label[kept]
         counts = self.labels[self._by_label].bincount().double()
         self._cumulative_images = (1 / counts[self.labels[self._by_label]]).cumsum(0)
+
+
+def _on_disk(tensor: Tensor, folder: str | Path) -> Tensor:
+    room = room_for(tuple(tensor.shape), tensor.dtype, tensor.device, folder)
+    return room.copy_(tensor)
 
 
 def stratified_draw(

@@ -28,11 +28,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from avalanche_magd.arguments import check_count
-from avalanche_magd.classes import NULL_LABEL, ClassTable, classes_of
+from avalanche_magd.classes import NULL_LABEL, ClassTable, LabelledClass, classes_of
 from avalanche_magd.networks import (
     check_network,
     default_network,
-    grow_class_embedding,
+    make_room,
     side_divisor,
 )
 from avalanche_magd.pixels import PixelRange, check_image_shape, extremes
@@ -55,7 +55,8 @@ class DiffusionGenerator(DynamicModule, Generator):
         image_shape: channels, height and width of one image.
         network: ``network(x_t, t, class_labels)`` returns a tensor shaped like ``x_t``, or an
             object that holds it as ``sample``, as diffusers' ``UNet2DModel`` does. Default:
-            :func:`~avalanche_magd.networks.default_network` for this image shape.
+            :func:`~avalanche_magd.networks.default_network` for this image shape. A UNet that is
+            told classes in words is :class:`~avalanche_magd.prompts.PromptConditioned`.
         prediction_type: what the network's output means.
         beta_schedule: name of the noise schedule. ``prediction_type="epsilon"`` with
             ``beta_schedule="linear"`` is the setting of the earlier literature.
@@ -70,6 +71,7 @@ class DiffusionGenerator(DynamicModule, Generator):
         forwards: network forwards so far, counted per image.
 
     Raises:
+        TypeError: a text-conditioned UNet without prompts.
         ValueError: an image side below 4 pixels, an unknown name, a network for other images.
     """
 
@@ -242,8 +244,7 @@ class DiffusionGenerator(DynamicModule, Generator):
             return
         dataset = experience.dataset.eval()
         self.infer_range(dataset)
-        self.class_table.add(classes_of(dataset))
-        self._make_room()
+        self._add_to_table(classes_of(dataset))
 
     def infer_range(self, dataset: Any) -> None:
         """Read the pixels' range off a dataset in evaluation mode, unless it is known.
@@ -273,19 +274,25 @@ class DiffusionGenerator(DynamicModule, Generator):
         """Make room for more classes; weights of those already known stay as they are.
 
         Raises:
-            ValueError: a negative class index.
+            ValueError: a negative class index, or the network has no room for it.
         """
-        self.class_table.add((int(label), 0) for label in classes)
-        self._make_room()
+        self._add_to_table((int(label), 0) for label in classes)
 
-    def _make_room(self) -> None:
-        grow_class_embedding(self.network, max(self.classes, default=-1) + 2)
+    def _add_to_table(self, classes: Iterable[LabelledClass]) -> None:
+        """Add classes for which the network has room, or none of them."""
+        table = ClassTable(self.class_table.rows)
+        table.add(classes)
+        make_room(self.network, max(table.numbers, default=-1) + 2)
+        self.class_table = table
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the network (safetensors) and everything else (JSON) into a folder.
 
+        Adapters, as ``unet.add_adapter`` makes them, are merged into the weights that are written,
+        so that nobody needs peft to load them; the generator keeps its own.
+
         Raises:
-            TypeError: the network is not a diffusers ``UNet2DModel``.
+            TypeError: the network is neither ``UNet2DModel`` nor ``PromptConditioned``.
         """
         save_network(self.network, Path(folder))
         pixels = self.pixel_range

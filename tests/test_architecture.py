@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "avalanche_magd"
 LAYERS = [
-    {"arguments", "classes", "files", "pictures", "randomness", "samples"},
+    {"arguments", "classes", "files", "pictures", "prompts", "randomness", "samples"},
     {"schedule", "networks", "pixels", "saving", "benchmarks"},
     {"samplers"},
     {"sampling"},
@@ -44,7 +44,7 @@ HOSTS = {
         "metrics.losses",
         "metrics.samples",
     },
-    "diffusers": {"networks", "saving", "schedule"},
+    "diffusers": {"networks", "prompts", "saving", "schedule"},
 }
 
 

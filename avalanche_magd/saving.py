@@ -1,24 +1,28 @@
 """A generator's folder: ``network/`` as diffusers writes it, and ``generator.json`` for the rest.
 
 A network that is told classes in words leaves its prompts' hidden states in
-``prompts.safetensors``; the text encoder is not needed any more.
+``prompts.safetensors``; the text encoder is not needed any more. An autoencoder, if there is one,
+is in ``autoencoder/``, as diffusers writes it.
 
 Weights are safetensors, the rest is JSON, so that opening a folder from anywhere runs no code. The
 JSON is written last: a folder without it was not finished.
 """
 
 import copy
+import inspect
 import json
 from pathlib import Path
 from typing import Any
 
-from diffusers import UNet2DConditionModel, UNet2DModel
+import diffusers
+from diffusers import ModelMixin, UNet2DConditionModel, UNet2DModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from avalanche_magd.prompts import PromptConditioned
 
-NETWORK, PROMPTS, SETTINGS = "network", "prompts.safetensors", "generator.json"
+NETWORK, AUTOENCODER = "network", "autoencoder"
+PROMPTS, SETTINGS, CONFIG = "prompts.safetensors", "generator.json", "config.json"
 
 
 def save_network(network: nn.Module, folder: Path) -> None:
@@ -34,6 +38,7 @@ def save_network(network: nn.Module, folder: Path) -> None:
         )
     (folder / SETTINGS).unlink(missing_ok=True)
     (folder / PROMPTS).unlink(missing_ok=True)
+    (folder / AUTOENCODER / CONFIG).unlink(missing_ok=True)
     if isinstance(network, UNet2DModel):
         network.save_pretrained(folder / NETWORK)
     else:
@@ -60,6 +65,39 @@ def read_network(folder: Path) -> nn.Module:
     if not told_in_words:
         return unet  # type: ignore[no-any-return]
     return PromptConditioned(unet, load_file(folder / PROMPTS)["embeddings"])
+
+
+def save_autoencoder(autoencoder: nn.Module, folder: Path) -> None:
+    """Write its weights and architecture.
+
+    Raises:
+        TypeError: it is not from diffusers.
+    """
+    if not isinstance(autoencoder, ModelMixin):
+        raise TypeError(
+            "save_pretrained needs an autoencoder of diffusers, "
+            f"this one is a {type(autoencoder).__name__}."
+        )
+    autoencoder.save_pretrained(folder / AUTOENCODER)
+
+
+def read_autoencoder(folder: Path) -> nn.Module | None:
+    """Read its weights and architecture; ``None`` if there is none.
+
+    Raises:
+        ValueError: it is none of diffusers' autoencoders.
+    """
+    config = folder / AUTOENCODER / CONFIG
+    if not config.is_file():
+        return None
+    name = json.loads(config.read_text()).get("_class_name")
+    kind: Any = getattr(diffusers, str(name), None)
+    is_model = inspect.isclass(kind) and issubclass(kind, ModelMixin)
+    if not (is_model and hasattr(kind, "decode")):
+        raise ValueError(f"{config} names {name!r}, which is no autoencoder of diffusers.")
+    return kind.from_pretrained(  # type: ignore[no-any-return]
+        folder / AUTOENCODER, use_safetensors=True, low_cpu_mem_usage=False
+    )
 
 
 def save_settings(settings: dict[str, Any], folder: Path) -> None:

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "avalanche_magd"
 LAYERS = [
     {"arguments", "classes", "files", "pictures", "prompts", "randomness", "samples"},
     {"schedule", "networks", "pixels", "saving", "benchmarks"},
-    {"samplers"},
+    {"latents", "samplers"},
     {"sampling"},
     {"generator"},
     {"cost", "distillation.batch"},

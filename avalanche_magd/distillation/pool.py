@@ -30,6 +30,7 @@ class Pool:
         lessons_per_image: k; may be 0.
         image_shape: channels, height and width.
         device: where it lives.
+        latent_shape: of a lesson's x_t and target. Default: that of an image.
 
     Attributes:
         images: finished images in the user's range, by slot.
@@ -44,15 +45,16 @@ class Pool:
         lessons_per_image: int,
         image_shape: tuple[int, int, int],
         device: torch.device,
+        latent_shape: tuple[int, int, int] | None = None,
     ) -> None:
-        rows = size * lessons_per_image
+        rows, latent_shape = size * lessons_per_image, latent_shape or image_shape
         self.images = torch.zeros(size, *image_shape, device=device)
         self.labels = torch.zeros(size, dtype=torch.int64, device=device)
         self.lessons = LessonBatch(
-            x_t=torch.zeros(rows, *image_shape, dtype=torch.float16, device=device),
+            x_t=torch.zeros(rows, *latent_shape, dtype=torch.float16, device=device),
             t=torch.zeros(rows, dtype=torch.int64, device=device),
             labels=torch.zeros(rows, dtype=torch.int64, device=device),
-            target=torch.zeros(rows, *image_shape, dtype=torch.float16, device=device),
+            target=torch.zeros(rows, *latent_shape, dtype=torch.float16, device=device),
             kind=torch.zeros(rows, dtype=torch.int8, device=device),
         )
         self.weights = torch.zeros(rows, device=device)

@@ -3,7 +3,7 @@
 Three things stand between a user's images and the network, and all three live here:
 
 * **range**: data arrive as the user's transforms leave them; :mod:`avalanche_magd.pixels` maps
-  them to [−1, 1] and back;
+  them to [−1, 1] and back, and :mod:`avalanche_magd.latents` does so by way of an autoencoder;
 * **side**: a network that halves its input n times needs sides divisible by 2ⁿ. Others are padded
   with zeros on the way in and cropped on the way out;
 * **classes**: they come as experiences bring them, and the embedding table grows with them. The
@@ -15,7 +15,6 @@ References:
     Ho & Salimans 2022, *Classifier-free diffusion guidance* (the null label).
 """
 
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,16 +27,24 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from avalanche_magd.arguments import check_count
-from avalanche_magd.classes import NULL_LABEL, ClassTable, classes_of
+from avalanche_magd.classes import NULL_LABEL, ClassTable, LabelledClass, classes_of
+from avalanche_magd.latents import LatentRange
 from avalanche_magd.networks import (
     check_network,
     default_network,
-    grow_class_embedding,
+    make_room,
     side_divisor,
 )
-from avalanche_magd.pixels import PixelRange, check_image_shape, extremes
+from avalanche_magd.pixels import PixelRange, check_image_shape
 from avalanche_magd.sampling import balanced_labels, reverse_runs
-from avalanche_magd.saving import read_network, read_settings, save_network, save_settings
+from avalanche_magd.saving import (
+    read_autoencoder,
+    read_network,
+    read_settings,
+    save_autoencoder,
+    save_network,
+    save_settings,
+)
 from avalanche_magd.schedule import BetaSchedule, NoiseSchedule, PredictionType
 
 RANGE_SAMPLES: Final = 1000
@@ -55,7 +62,10 @@ class DiffusionGenerator(DynamicModule, Generator):
         image_shape: channels, height and width of one image.
         network: ``network(x_t, t, class_labels)`` returns a tensor shaped like ``x_t``, or an
             object that holds it as ``sample``, as diffusers' ``UNet2DModel`` does. Default:
-            :func:`~avalanche_magd.networks.default_network` for this image shape.
+            :func:`~avalanche_magd.networks.default_network` for this image shape. A UNet that is
+            told classes in words is :class:`~avalanche_magd.prompts.PromptConditioned`.
+        autoencoder: of diffusers; diffusion then runs on its latents, for which the network must
+            be, and it is frozen. See :mod:`avalanche_magd.latents`.
         prediction_type: what the network's output means.
         beta_schedule: name of the noise schedule. ``prediction_type="epsilon"`` with
             ``beta_schedule="linear"`` is the setting of the earlier literature.
@@ -67,16 +77,22 @@ class DiffusionGenerator(DynamicModule, Generator):
 
     Attributes:
         class_table: the classes seen so far, and what the benchmark calls them.
+        pixel_range: maps images to the model's x_0 and back, through the autoencoder if there is
+            one.
+        latent_shape: of x_0; that of an image unless there is an autoencoder.
         forwards: network forwards so far, counted per image.
 
     Raises:
-        ValueError: an image side below 4 pixels, an unknown name, a network for other images.
+        TypeError: a text-conditioned UNet without prompts.
+        ValueError: an image side below 4 pixels, an unknown name, a network or an autoencoder for
+            other images.
     """
 
     def __init__(
         self,
         image_shape: tuple[int, int, int],
         network: nn.Module | None = None,
+        autoencoder: nn.Module | None = None,
         *,
         prediction_type: PredictionType = "v_prediction",
         beta_schedule: BetaSchedule = "squaredcos_cap_v2",
@@ -87,15 +103,19 @@ class DiffusionGenerator(DynamicModule, Generator):
         super().__init__()
         check_image_shape(image_shape)
         check_count("num_inference_steps", num_inference_steps)
-        self.image_shape = image_shape
-        self.network = default_network(image_shape) if network is None else network
-        check_network(self.network, image_shape[0])
+        self.image_shape = self.latent_shape = image_shape
+        pixel_range: PixelRange | LatentRange = PixelRange(image_shape[0])
+        if autoencoder is not None:
+            pixel_range = LatentRange(autoencoder, image_shape)
+            self.latent_shape = pixel_range.shape
+        self.network = default_network(self.latent_shape) if network is None else network
+        check_network(self.network, self.latent_shape[0])
         self.schedule = NoiseSchedule(prediction_type, beta_schedule, num_train_timesteps)
         self.num_inference_steps = num_inference_steps
         self.dtype = dtype
         self.class_table = ClassTable()
         self.forwards = 0
-        self.pixel_range = PixelRange(image_shape[0])
+        self.pixel_range = pixel_range
 
     def forward(
         self,
@@ -106,7 +126,7 @@ class DiffusionGenerator(DynamicModule, Generator):
         """The network's raw prediction at ``x_t``.
 
         Args:
-            x_t: noised images, whose clean originals lie in [−1, 1].
+            x_t: noised images, or latents, whose clean originals lie in [−1, 1].
             t: timestep of each.
             labels: class of each, or :data:`NULL_LABEL`.
         """
@@ -135,7 +155,7 @@ class DiffusionGenerator(DynamicModule, Generator):
     @property
     def device(self) -> torch.device:
         """Where the generator's tensors live."""
-        return self.pixel_range.low.device
+        return next(self.pixel_range.buffers()).device
 
     @contextmanager
     def frozen(self) -> Iterator[Self]:
@@ -177,8 +197,8 @@ class DiffusionGenerator(DynamicModule, Generator):
         labels = self._requested_labels(batch_size, condition, rng)
         steps = self.num_inference_steps
         with self.frozen():
-            runs = reverse_runs(self, self.schedule, self.image_shape, labels, steps, rng)
-            images = self.pixel_range.to_data(torch.cat([run.images for run in runs]))
+            runs = reverse_runs(self, self.schedule, self.latent_shape, labels, steps, rng)
+            images = torch.cat([self.pixel_range.to_data(run.images) for run in runs])
         single = condition is None or torch.as_tensor(condition).ndim == 0
         return images[0] if batch_size is None and single else images
 
@@ -242,8 +262,7 @@ class DiffusionGenerator(DynamicModule, Generator):
             return
         dataset = experience.dataset.eval()
         self.infer_range(dataset)
-        self.class_table.add(classes_of(dataset))
-        self._make_room()
+        self._add_to_table(classes_of(dataset))
 
     def infer_range(self, dataset: Any) -> None:
         """Read the pixels' range off a dataset in evaluation mode, unless it is known.
@@ -251,44 +270,40 @@ class DiffusionGenerator(DynamicModule, Generator):
         Raises:
             ValueError: there are no images, or all their pixels are the same.
         """
-        if not self.pixel_range.known:
-            self.pixel_range.set(*extremes(_sample(dataset)))
+        self.pixel_range.read(_Sample(dataset))
 
     def check_range(self, dataset: Any) -> None:
         """Warn if images leave the known range by more than a tenth of it."""
-        images = list(_sample(dataset))
-        ends = [
-            self.pixel_range.to_model(each[None].to(self.device)).abs().max() for each in images
-        ]
-        if max(ends) > 1.2:
-            low, high = min(each.min() for each in images), max(each.max() for each in images)
-            warnings.warn(
-                f"Pixels go from {low:g} to {high:g}, beyond the range that the first "
-                "experience had: the generator will clip them. Tell it the range of all before it "
-                "is trained, by `generator.pixel_range.set(low, high)`.",
-                stacklevel=2,
-            )
+        self.pixel_range.check(_Sample(dataset))
 
     def add_classes(self, classes: Iterable[int]) -> None:
         """Make room for more classes; weights of those already known stay as they are.
 
         Raises:
-            ValueError: a negative class index.
+            ValueError: a negative class index, or the network has no room for it.
         """
-        self.class_table.add((int(label), 0) for label in classes)
-        self._make_room()
+        self._add_to_table((int(label), 0) for label in classes)
 
-    def _make_room(self) -> None:
-        grow_class_embedding(self.network, max(self.classes, default=-1) + 2)
+    def _add_to_table(self, classes: Iterable[LabelledClass]) -> None:
+        """Add classes for which the network has room, or none of them."""
+        table = ClassTable(self.class_table.rows)
+        table.add(classes)
+        make_room(self.network, max(table.numbers, default=-1) + 2)
+        self.class_table = table
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the network (safetensors) and everything else (JSON) into a folder.
 
+        Adapters, as ``unet.add_adapter`` makes them, are merged into the weights that are written,
+        so that nobody needs peft to load them; the generator keeps its own.
+
         Raises:
-            TypeError: the network is not a diffusers ``UNet2DModel``.
+            TypeError: the network is neither ``UNet2DModel`` nor ``PromptConditioned``, or the
+                autoencoder is not from diffusers.
         """
         save_network(self.network, Path(folder))
-        pixels = self.pixel_range
+        if isinstance(self.pixel_range, LatentRange):
+            save_autoencoder(self.pixel_range.autoencoder, Path(folder))
         settings = {
             "image_shape": self.image_shape,
             "prediction_type": self.schedule.prediction_type,
@@ -296,9 +311,7 @@ class DiffusionGenerator(DynamicModule, Generator):
             "num_train_timesteps": self.schedule.num_train_timesteps,
             "num_inference_steps": self.num_inference_steps,
             "classes": self.class_table.rows,
-            "pixel_range": [pixels.low.flatten().tolist(), pixels.high.flatten().tolist()]
-            if pixels.known
-            else None,
+            "pixel_range": self.pixel_range.ends,
         }
         save_settings(settings, Path(folder))
 
@@ -309,18 +322,23 @@ class DiffusionGenerator(DynamicModule, Generator):
         Raises:
             FileNotFoundError: the folder holds no generator.
         """
-        settings = read_settings(Path(folder))
-        pixels, classes = settings.pop("pixel_range"), settings.pop("classes")
+        folder = Path(folder)
+        settings = read_settings(folder)
+        ends, classes = settings.pop("pixel_range"), settings.pop("classes")
         image_shape = tuple(settings.pop("image_shape"))
-        generator = cls(image_shape, read_network(Path(folder)), **settings)
+        generator = cls(image_shape, read_network(folder), read_autoencoder(folder), **settings)
         generator.train()
         generator.class_table = ClassTable(classes)
-        if pixels is not None:
-            generator.pixel_range.set(*(torch.tensor(end) for end in pixels))
+        generator.pixel_range.restore(ends)
         return generator
 
 
-def _sample(dataset: Any) -> Iterator[Tensor]:
-    """Some images of a dataset, spread evenly."""
-    stride = -(-len(dataset) // RANGE_SAMPLES) or 1
-    return (dataset[row][0] for row in range(0, len(dataset), stride))
+class _Sample:
+    """Some images of a dataset, spread evenly, read anew each time they are gone through."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __iter__(self) -> Iterator[Tensor]:
+        stride = -(-len(self.dataset) // RANGE_SAMPLES) or 1
+        return (self.dataset[row][0] for row in range(0, len(self.dataset), stride))

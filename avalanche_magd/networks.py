@@ -1,12 +1,18 @@
 """What the generator needs to know about its network, and the network that it takes by default.
 
 diffusers' ``UNet2DModel`` is the usual one. Any other module with its call, ``network(x_t, t,
-class_labels)``, serves as well: if it has a ``class_embedding`` table, that grows with the
-classes; if not, it must itself have room for labels from 0, "no class", to the largest class + 1.
+class_labels)``, serves as well. Labels go from 0, "no class", to the largest class + 1. When
+classes arrive, a network with a method ``make_room(rows)`` is told how many labels there are; one
+with a ``class_embedding`` table has it grown; any other must have room by itself. A UNet that is
+told classes in words is wrapped by :class:`~avalanche_magd.prompts.PromptConditioned`.
 """
 
-from diffusers import ConfigMixin, UNet2DModel
+from collections.abc import Callable
+
+from diffusers import ConfigMixin, UNet2DConditionModel, UNet2DModel
 from torch import nn, no_grad
+
+from avalanche_magd.prompts import PromptConditioned
 
 
 def default_network(image_shape: tuple[int, int, int]) -> UNet2DModel:
@@ -31,16 +37,23 @@ def check_network(network: nn.Module, channels: int) -> None:
     """Refuse a UNet that cannot take these images or no class labels.
 
     Raises:
+        TypeError: a UNet that is told classes in words, without the words.
         ValueError: another number of channels, or no class embedding.
     """
-    if not isinstance(network, UNet2DModel):
-        return
-    if (network.config.in_channels, network.config.out_channels) != (channels, channels):
-        raise ValueError(
-            f"Images have {channels} channels, the network takes {network.config.in_channels} "
-            f"and gives {network.config.out_channels}."
+    if isinstance(network, UNet2DConditionModel):
+        raise TypeError(
+            "A UNet2DConditionModel takes no class labels: wrap it as PromptConditioned(unet, "
+            "encode_prompts(…)), with a prompt for each class."
         )
-    if network.class_embedding is None:
+    unet = network.unet if isinstance(network, PromptConditioned) else network
+    if not isinstance(unet, (UNet2DModel, UNet2DConditionModel)):
+        return
+    if (unet.config.in_channels, unet.config.out_channels) != (channels, channels):
+        raise ValueError(
+            f"Images have {channels} channels, the network takes {unet.config.in_channels} "
+            f"and gives {unet.config.out_channels}."
+        )
+    if network is unet and unet.class_embedding is None:
         raise ValueError(
             "The network takes no class labels: build it with UNet2DModel(num_class_embeds=1, …); "
             "the embedding grows with the classes."
@@ -53,14 +66,28 @@ def side_divisor(network: nn.Module) -> int:
     return 1 if down_blocks is None else 1 << (len(down_blocks) - 1)
 
 
+def make_room(network: nn.Module, rows: int) -> None:
+    """Make a network ready for labels below ``rows``, as the module's docstring says.
+
+    Raises:
+        ValueError: it has no room for so many.
+    """
+    own: Callable[[int], None] | None = getattr(network, "make_room", None)
+    if own is None:
+        _grow_class_embedding(network, rows)
+    else:
+        own(rows)
+
+
 @no_grad()
-def grow_class_embedding(network: nn.Module, rows: int) -> None:
+def _grow_class_embedding(network: nn.Module, rows: int) -> None:
     """Add rows to a table of class embeddings that has fewer; those it has stay as they are."""
     table = getattr(network, "class_embedding", None)
     if not isinstance(table, nn.Embedding) or table.num_embeddings >= rows:
         return
     grown = nn.Embedding(rows, table.embedding_dim).to(table.weight)
     grown.weight[: table.num_embeddings] = table.weight
+    grown.requires_grad_(table.weight.requires_grad)
     network.class_embedding = grown
     if isinstance(network, ConfigMixin):
         network.register_to_config(num_class_embeds=rows)

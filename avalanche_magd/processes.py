@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
@@ -128,7 +128,7 @@ class Processes:
         everything[self.mine()] = rows
         return everything
 
-    def add_up_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+    def add_up_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Give each gradient the sum over the processes."""
         if process_count() == 1:
             return

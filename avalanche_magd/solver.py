@@ -45,13 +45,19 @@ class PastSolver:
         """Logits over the given classes, in their order; differentiable.
 
         Args:
-            images: in [−1, 1].
+            images: as the generator makes them, in [−1, 1].
             classes: by the generator's numbers.
 
         Raises:
             TypeError: the model's output is not a tensor of logits.
         """
-        x = self.generator.pixel_range.to_data(images).to(self.device)
+        return self._logits(self.generator.pixel_range.to_data(images), classes)
+
+    def _logits(
+        self, images: Float[Tensor, "b c h w"], classes: list[int]
+    ) -> Float[Tensor, "b n"]:
+        """The same of images in the user's range."""
+        x = images.to(self.device)
         numbers = torch.tensor(classes, device=self.device)
         labels, tasks = self.generator.class_table.labels_of(numbers)
         heads: dict[int, Any] = {}
@@ -81,8 +87,7 @@ class PastSolver:
     @torch.no_grad()
     def of_pool(self, pool: Pool) -> Float[Tensor, "n k"]:
         """Logits of a pool's images over its classes, slot by slot."""
-        to_model = self.generator.pixel_range.to_model
         together = images_at_once(self.generator.image_shape, self.device)
-        device = self.generator.device
-        batches = (images.to(device) for images in torch.split(pool.images, together))
-        return torch.cat([self(to_model(images), pool.classes) for images in batches])
+        batches = torch.split(pool.images, together)
+        logits = torch.cat([self._logits(images, pool.classes) for images in batches])
+        return logits.to(pool.labels.device)

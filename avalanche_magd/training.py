@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from avalanche.benchmarks.scenarios.online import OnlineCLExperience
 from avalanche.benchmarks.utils.data_loader import collate_from_data_or_kwargs
+from avalanche.models.dynamic_optimizers import update_optimizer
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.templates import SupervisedTemplate
 from jaxtyping import Float
@@ -51,7 +52,7 @@ from avalanche_magd.distillation.loss import (
     total_loss,
 )
 from avalanche_magd.distillation.pool import Pool
-from avalanche_magd.distillation.teacher import EmaTeacher
+from avalanche_magd.distillation.teacher import EmaTeacher, learning
 from avalanche_magd.generator import DiffusionGenerator
 from avalanche_magd.processes import Processes, is_main_process, process_count
 from avalanche_magd.randomness import SeededGenerator, seeded
@@ -64,7 +65,8 @@ class MAGDTraining(SupervisedTemplate):
 
     Args:
         model: the generator.
-        optimizer: over the generator's parameters.
+        optimizer: over the generator's parameters. Those with ``requires_grad`` off stay as they
+            are, and are shared by student and teacher.
         distillation: how the past is taught.
         train_mb_size: real images of a step, in all processes together; as many lessons join them.
         train_iterations: steps per experience.
@@ -98,6 +100,8 @@ class MAGDTraining(SupervisedTemplate):
             type.
         ValueError: an argument out of range.
     """
+
+    optimized_param_id: Any  # Avalanche's: what the optimizer was given, by name
 
     def __init__(
         self,
@@ -253,7 +257,7 @@ class MAGDTraining(SupervisedTemplate):
             count: how many images.
         """
         shape, device = self.model.image_shape, self.model.device
-        pool = Pool(count, 0, shape, device, self.distillation.pool_folder)
+        pool = Pool(count, 0, shape, device, folder=self.distillation.pool_folder)
         past = Past(self.model, classes, _no_images, self.rng, processes=self.processes)
         self._generate(replace(self.distillation, classifier_scale=0.0), pool, count, past)
         return pool
@@ -305,6 +309,15 @@ class MAGDTraining(SupervisedTemplate):
             **arguments,
         )
 
+    def make_optimizer(self, reset_optimizer_state: bool = False, **kwargs: Any) -> None:
+        """Avalanche's, which adds the model's parameters to the optimizer, but no frozen ones."""
+        self.optimized_param_id = update_optimizer(
+            self.optimizer,
+            {name: each for name, each in self.model.named_parameters() if each.requires_grad},
+            self.optimized_param_id,
+            reset_state=reset_optimizer_state,
+        )
+
     @property
     def _iterations(self) -> int:
         return max(1, round(self._share(self.experience) * self.train_iterations))
@@ -314,7 +327,8 @@ class MAGDTraining(SupervisedTemplate):
         if self.teacher is None:
             self.teacher = EmaTeacher(self.model.parameters(), self.ema_decay)
         if self.distillation.fresh and self._past is not None:
-            self._past = replace(self._past, teacher=copy.deepcopy(self.model))
+            frozen = {id(p): p for p in self.model.parameters() if not p.requires_grad}
+            self._past = replace(self._past, teacher=copy.deepcopy(self.model, frozen))
         self.teacher.learn(self.model.parameters())
         self._iteration = 0
         if self._checkpoint is not None:
@@ -370,7 +384,7 @@ class MAGDTraining(SupervisedTemplate):
         assert self.teacher is not None
         if self.online_teacher:
             with torch.no_grad():
-                snapshot = list(self._past.teacher.parameters())
+                snapshot = learning(self._past.teacher.parameters())
                 torch._foreach_copy_(snapshot, self.teacher.average)
         before = self.cost.generation.seconds
         with self.cost.generation.measure(self._past.teacher):

@@ -8,10 +8,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "avalanche_magd"
 LAYERS = [
     {"processes"},
-    {"arguments", "classes", "files", "pictures", "randomness", "samples"},
+    {"arguments", "classes", "files", "pictures", "prompts", "randomness", "samples"},
     {"distillation.room"},
     {"schedule", "networks", "pixels", "saving", "benchmarks"},
-    {"samplers"},
+    {"latents", "samplers"},
     {"sampling"},
     {"generator"},
     {"cost", "distillation.batch"},
@@ -46,7 +46,7 @@ HOSTS = {
         "metrics.losses",
         "metrics.samples",
     },
-    "diffusers": {"networks", "saving", "schedule"},
+    "diffusers": {"networks", "prompts", "saving", "schedule"},
 }
 
 

@@ -190,7 +190,7 @@ def test_a_generator_of_several_tasks_is_saved_with_what_its_classes_are(tmp_pat
 
 def test_what_cannot_be_saved_or_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        TypeError, match="needs a diffusers UNet2DModel, the network is a Recorder"
+        TypeError, match="UNet2DModel, or a PromptConditioned, the network is a Recorder"
     ):
         DiffusionGenerator((1, 8, 8), Recorder()).save_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"holds no generator\.json"):

@@ -44,7 +44,7 @@ def test_training_from_disk_is_training_from_memory(digits: Any, tmp_path: Path)
 
 def test_a_pool_on_disk_is_mapped_saved_and_gone(tmp_path: Path) -> None:
     before = mapped_bytes()
-    pool = Pool(100, 4, (1, 32, 32), CPU, tmp_path)
+    pool = Pool(100, 4, (1, 32, 32), CPU, folder=tmp_path)
     size = pool.images.nbytes + pool.lessons.x_t.nbytes + pool.lessons.target.nbytes
     assert mapped_bytes() - before >= size > 2 * 10**6
     pool.write(torch.tensor([7]), torch.ones(1, 1, 32, 32), torch.tensor([3]))

@@ -141,22 +141,23 @@ class Distillation:
                 f"the generator's number of noise levels; got {self.num_inference_steps}."
             )
         wanted = 0 if self.mode is None or self.fresh else self.num_inference_steps
-        pixels = math.prod(generator.image_shape)
-        left = self.max_pool_bytes // self.pool_size - image_bytes(pixels)
-        if left < min(wanted, 1) * lesson_bytes(pixels):
-            needed = self.pool_size * (image_bytes(pixels) + min(wanted, 1) * lesson_bytes(pixels))
+        each_image = image_bytes(math.prod(generator.image_shape))
+        each_lesson = lesson_bytes(math.prod(generator.latent_shape))
+        left = self.max_pool_bytes // self.pool_size - each_image
+        if left < min(wanted, 1) * each_lesson:
+            needed = self.pool_size * (each_image + min(wanted, 1) * each_lesson)
             raise ValueError(
                 f"max_pool_bytes={self.max_pool_bytes:,} does not hold "
                 f"pool_size={self.pool_size:,} images of shape {generator.image_shape}"
                 f"{' with a lesson each' if wanted else ''}: that takes {needed:,} bytes."
             )
-        return min(wanted, left // lesson_bytes(pixels))
+        return min(wanted, left // each_lesson)
 
     def empty_pool(self, generator: DiffusionGenerator) -> Pool:
         """Room for ``pool_size`` images of this generator and their lessons."""
         kept = self.lessons_per_image(generator)
         shape, device = generator.image_shape, generator.device
-        return Pool(self.pool_size, kept, shape, device, self.pool_folder)
+        return Pool(self.pool_size, kept, shape, device, generator.latent_shape, self.pool_folder)
 
     @property
     def null_share(self) -> float:
@@ -184,7 +185,7 @@ class Distillation:
             )
         device = past.rng.device
         labels = balanced_labels(count, past.classes, past.rng, pool.counts)
-        batches = torch.split(labels, images_at_once(past.teacher.image_shape, device))
+        batches = torch.split(labels, images_at_once(past.teacher.latent_shape, device))
         # Each batch has a seed, so that it is the same whichever process makes it.
         seeds = torch.randint(2**62, (len(batches),), generator=past.rng, device=device).tolist()
         work = partial(self._batch, past, pool.lessons_per_image)
@@ -231,7 +232,7 @@ class Distillation:
             (finished,) = reverse_runs(
                 teacher,
                 teacher.schedule,
-                teacher.image_shape,
+                teacher.latent_shape,
                 told,
                 self.num_inference_steps,
                 rng,

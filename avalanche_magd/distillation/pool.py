@@ -33,6 +33,7 @@ class Pool:
         lessons_per_image: k; may be 0.
         image_shape: channels, height and width.
         device: where it lives.
+        latent_shape: of a lesson's x_t and target. Default: that of an image.
         folder: where images and lessons are kept instead, in files that are gone with the pool;
             what is drawn still comes to the device. Default: none.
 
@@ -49,17 +50,18 @@ class Pool:
         lessons_per_image: int,
         image_shape: tuple[int, int, int],
         device: torch.device,
+        latent_shape: tuple[int, int, int] | None = None,
         folder: str | Path | None = None,
     ) -> None:
-        rows = size * lessons_per_image
+        rows, latent_shape = size * lessons_per_image, latent_shape or image_shape
         self.folder = folder
         self.images = room_for((size, *image_shape), torch.float32, device, folder)
         self.labels = torch.zeros(size, dtype=torch.int64, device=device)
         self.lessons = LessonBatch(
-            x_t=room_for((rows, *image_shape), torch.float16, device, folder),
+            x_t=room_for((rows, *latent_shape), torch.float16, device, folder),
             t=torch.zeros(rows, dtype=torch.int64, device=device),
             labels=torch.zeros(rows, dtype=torch.int64, device=device),
-            target=room_for((rows, *image_shape), torch.float16, device, folder),
+            target=room_for((rows, *latent_shape), torch.float16, device, folder),
             kind=torch.zeros(rows, dtype=torch.int8, device=device),
         )
         self.weights = torch.zeros(rows, device=device)

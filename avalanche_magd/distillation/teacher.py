@@ -6,6 +6,9 @@ does not remember where it started. Between trainings the generator is its own t
 stands in the network. What becomes of the student's own weights decides who trains: after a whole
 experience they are dropped, and no second copy is kept; on an online stream they wait here and go
 on with the next few images.
+
+Only parameters that learn (``requires_grad``) are averaged. Frozen ones, such as those of a large
+network whose adapters are taught, exist once, for student, average and teacher.
 """
 
 from collections.abc import Iterable
@@ -18,18 +21,26 @@ class EmaTeacher:
     """Exponential moving average of parameters, kept outside the module that owns them.
 
     Args:
-        parameters: those of the student; the average starts from their values.
+        parameters: those of the student; the average starts from the values of those that learn.
         decay: m, the weight of the past, in [0, 1); 0 follows the student.
 
     Attributes:
-        student: the parameters, in the order of the network.
+        student: the parameters that learn, in the order of the network.
         average: their averages; while :attr:`teaching`, the student's weights.
         steps: steps averaged so far.
         teaching: whether the average stands in the network.
+
+    Raises:
+        ValueError: no parameter learns.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
-        self.student = list(parameters)
+        self.student = learning(parameters)
+        if not self.student:
+            raise ValueError(
+                "All of the generator's parameters are frozen: add adapters, or leave "
+                "requires_grad on for those that shall learn."
+            )
         self.average: list[Tensor] = [parameter.detach().clone() for parameter in self.student]
         self.decay = decay
         self.steps = 0
@@ -40,8 +51,7 @@ class EmaTeacher:
         """Take one step towards the student's present weights."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
-        student: list[Tensor] = list(self.student)
-        torch._foreach_lerp_(self.average, student, 1 - decay)
+        torch._foreach_lerp_(self.average, self.student, 1 - decay)
 
     def teach(self) -> None:
         """Put the average into the network; the student's weights wait here."""
@@ -57,7 +67,7 @@ class EmaTeacher:
         """
         if not self.teaching:
             return
-        self.student = list(parameters)
+        self.student = learning(parameters)
         for index, parameter in enumerate(self.student):
             waiting = self.average[index]
             if waiting.shape != parameter.shape:
@@ -68,3 +78,8 @@ class EmaTeacher:
         for index, parameter in enumerate(self.student):
             self.average[index], parameter.data = parameter.data, self.average[index]
         self.teaching = not self.teaching
+
+
+def learning(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """Those parameters that are not frozen."""
+    return [parameter for parameter in parameters if parameter.requires_grad]

@@ -184,7 +184,7 @@ class Comparison(PluginMetric[None]):
         if self.features is None:
             network: Features = self.judge.to(images.device).features
         else:
-            images = (self.plugin.generator.pixel_range.to_model(images) + 1).clamp(0, 2) / 2
+            images = self.plugin.generator.pixel_range.to_unit(images)
             network = self.features
             if isinstance(network, nn.Module):
                 network.to(images.device)

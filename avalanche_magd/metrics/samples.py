@@ -36,7 +36,7 @@ def fixed_runs(generator: DiffusionGenerator, classes: list[int], seed: int) -> 
     for label in classes:
         # On the CPU, one class at a time: neither the device nor the other classes matter.
         rng = torch.Generator().manual_seed((seed << 32) + label)
-        noise.append(torch.randn(generator.image_shape, generator=rng))
+        noise.append(torch.randn(generator.latent_shape, generator=rng))
         grids.append(jittered_grid(steps, levels, 1, rng))
     with generator.frozen():
         return sample(
@@ -47,6 +47,13 @@ def fixed_runs(generator: DiffusionGenerator, classes: list[int], seed: int) -> 
             torch.cat(grids, 1).to(generator.device),
             make_sampler(DEFAULT_SAMPLER, generator.schedule, 0.0, rng),
         )
+
+
+@torch.no_grad()
+def _visible(generator: DiffusionGenerator, x: Tensor) -> Tensor:
+    """What the model makes, as pixels in [0, 1]."""
+    pixel_range = generator.pixel_range
+    return pixel_range.to_unit(pixel_range.to_data(x)).cpu()
 
 
 class SamplePictures(PluginMetric[TensorImage | None]):
@@ -88,9 +95,9 @@ class SamplePictures(PluginMetric[TensorImage | None]):
         classes = generator.classes[:MAX_ROWS]
         with self.plugin.cost.evaluation.measure(generator):
             run = fixed_runs(generator, classes, self.seed)
-            images = dict(zip(classes, ((run.images + 1) / 2).cpu(), strict=True))
+            images = dict(zip(classes, _visible(generator, run.images), strict=True))
             self._columns[strategy.clock.train_exp_counter] = images
-            states = [[*((row + 1) / 2).cpu()] for row in run.states.transpose(0, 1)]
+            states = [[*_visible(generator, row)] for row in run.states.transpose(0, 1)]
             cells = [[*row, images[label]] for label, row in zip(classes, states, strict=True)]
             titles = [*(f"t ≈ {t:.0f}" for t in run.timesteps.float().mean(1).tolist()), "image"]
             strip = to_image(draw_grid(cells, [str(label) for label in classes], titles))

@@ -1,0 +1,284 @@
+"""Diffusion on an autoencoder's latents: images stay images to everyone but the network."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from avalanche.benchmarks.scenarios import benchmark_from_datasets
+from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
+from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.training.plugins import EvaluationPlugin
+from diffusers import AutoencoderKL, AutoencoderTiny
+from tiny import naive, tiny_network
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from avalanche_magd import DiffusionGenerator, MAGDPlugin, MAGDTraining
+from avalanche_magd.benchmarks import split_digits
+from avalanche_magd.cost import PhaseCost
+from avalanche_magd.distillation import MAGD, Distillation, Pool
+from avalanche_magd.metrics import generation_metrics, train_judge
+from avalanche_magd.solver import PastSolver
+
+SHAPE = (3, 16, 16)
+
+
+def tiny_autoencoder() -> AutoencoderTiny:
+    return AutoencoderTiny(
+        latent_channels=4,
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    )
+
+
+def tiny_variational() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+    )
+
+
+AUTOENCODERS = [tiny_autoencoder, tiny_variational]
+
+
+def latent_generator(autoencoder: Any = None, **kwargs: Any) -> DiffusionGenerator:
+    autoencoder = tiny_autoencoder() if autoencoder is None else autoencoder
+    return DiffusionGenerator(SHAPE, tiny_network(4), autoencoder, num_inference_steps=3, **kwargs)
+
+
+def training_of(generator: DiffusionGenerator, **kwargs: Any) -> MAGDTraining:
+    arguments = {"train_mb_size": 8, "train_iterations": 3, "seed": 0, "progress": False}
+    small = Distillation(pool_size=12, num_inference_steps=3)
+    return MAGDTraining(
+        model=generator,
+        optimizer=torch.optim.AdamW(generator.network.parameters(), lr=1e-3),
+        **{"distillation": small, **arguments, **kwargs},
+    )
+
+
+@pytest.fixture(scope="module")
+def colour_digits() -> Any:
+    def colour(image: Tensor) -> Tensor:
+        return image.repeat(3, 2, 2) * 4 - 1  # from −1 to 3
+
+    return split_digits(5, seed=0, train_transform=colour, eval_transform=colour)
+
+
+@pytest.mark.parametrize("build", AUTOENCODERS)
+def test_data_go_through_the_autoencoder_and_back(build: Any) -> None:
+    autoencoder = build()
+    reference = copy.deepcopy(autoencoder).eval()
+    generator = latent_generator(autoencoder)
+    pixel_range = generator.pixel_range
+    low, high = torch.tensor([-2.0, 0.0, 1.0]), torch.tensor([3.0, 1.0, 9.0])
+    noise = torch.rand(40, *SHAPE)
+    noise[0], noise[1] = 0.0, 1.0
+    images = noise * (high - low)[:, None, None] + low[:, None, None]
+    pixel_range.read(images)
+    x_0 = pixel_range.to_model(images)
+    assert generator.latent_shape == (4, 8, 8)
+    assert x_0.shape == (40, 4, 8, 8)
+    torch.testing.assert_close(x_0.amin((0, 2, 3)), -torch.ones(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(x_0.amax((0, 2, 3)), torch.ones(4), atol=1e-4, rtol=0)
+    with torch.no_grad():
+        encoded = reference.encode(noise * 2 - 1)
+        latents = encoded.latents if build is tiny_autoencoder else encoded.latent_dist.mode()
+        decoded = reference.decode(latents).sample.clamp(-1, 1)
+    expected = (decoded + 1) / 2 * (high - low)[:, None, None] + low[:, None, None]
+    torch.testing.assert_close(pixel_range.to_data(x_0), expected, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(pixel_range.to_unit(images), noise, atol=1e-5, rtol=0)
+    beyond = pixel_range.to_data(100 * torch.randn(4, 4, 8, 8))
+    assert bool((beyond.amin((0, 2, 3)) >= low - 1e-5).all())
+    assert bool((beyond.amax((0, 2, 3)) <= high + 1e-5).all())
+
+
+@pytest.mark.filterwarnings("ignore:Latents go from")
+@pytest.mark.parametrize("build", AUTOENCODERS)
+@pytest.mark.parametrize(
+    "distillation",
+    [
+        Distillation(pool_size=12, num_inference_steps=3),
+        Distillation(MAGD(snr_band=(0.1, 9.0)), pool_size=12, num_inference_steps=3),
+        Distillation(pool_size=12, num_inference_steps=3, classifier_scale=1.0),
+        Distillation(pool_size=12, num_inference_steps=3, guidance_scale=1.5),
+        Distillation(pool_size=12, num_inference_steps=3, fresh=True),
+    ],
+    ids=["nigd", "sggd", "classifier guidance", "classifier-free guidance", "fresh"],
+)
+def test_the_plugin_replays_images_from_latents(
+    colour_digits: Any, build: Any, distillation: Distillation
+) -> None:
+    generator = latent_generator(build())
+    frozen = {
+        n: each.clone() for n, each in generator.pixel_range.autoencoder.state_dict().items()
+    }
+    network = nn.utils.parameters_to_vector(generator.network.parameters()).detach().clone()
+    training = training_of(generator, distillation=distillation)
+    plugin = MAGDPlugin(training, progress=False, select=True)
+    strategy = naive([plugin], input_size=3 * 256, hidden_size=8)
+    pools: list[Pool] = []
+    fill = Distillation.fill
+
+    def spied(self: Distillation, pool: Pool, *rest: Any, **kwargs: Any) -> None:
+        fill(self, pool, *rest, **kwargs)
+        pools.append(pool)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Distillation, "fill", spied)
+        for experience in colour_digits.train_stream[:2]:
+            strategy.train(experience)
+    assert pools[0].images.shape == (12, *SHAPE)
+    assert pools[0].images.min() >= -1 - 1e-5
+    assert pools[0].images.max() <= 3 + 1e-5
+    assert pools[0].lessons.x_t.shape[1:] == pools[0].lessons.target.shape[1:] == (4, 8, 8)
+    autoencoder = generator.pixel_range.autoencoder
+    assert all(torch.equal(frozen[n], each) for n, each in autoencoder.state_dict().items())
+    assert not torch.equal(nn.utils.parameters_to_vector(generator.network.parameters()), network)
+    assert not any(module.training for module in autoencoder.modules())
+    optimized = {id(each) for each in training.optimizer.param_groups[0]["params"]}
+    assert optimized.isdisjoint(id(each) for each in autoencoder.parameters())
+    assert generator.generate(4).shape == (4, *SHAPE)
+    assert generator.get_features(torch.zeros(2, *SHAPE)).shape == (2, 8)
+
+
+def test_a_lesson_takes_the_bytes_of_its_latents() -> None:
+    generator, distillation = latent_generator(), Distillation(pool_size=10)
+    pool = distillation.empty_pool(generator)
+    pixels = DiffusionGenerator(SHAPE, tiny_network(3))
+    assert pool.lessons.nbytes == 10 * 10 * (2 * 2 * 4 * 8 * 8 + 8 + 8 + 1)
+    # The bound on a pool's memory counts them so, too.
+    tight = Distillation(pool_size=10, max_pool_bytes=80_000)
+    assert tight.lessons_per_image(generator) == (8_000 - 32 - 4 * 768) // (37 + 4 * 256) == 4
+    assert tight.lessons_per_image(pixels) == (8_000 - 32 - 4 * 768) // (37 + 4 * 768) == 1
+
+
+def test_the_default_network_is_one_for_latents() -> None:
+    generator = DiffusionGenerator(SHAPE, autoencoder=tiny_variational())
+    assert generator.network.config.in_channels == generator.network.config.out_channels == 4
+    with pytest.raises(ValueError, match="Images have 4 channels, the network takes 3"):
+        DiffusionGenerator(SHAPE, tiny_network(3), tiny_variational())
+
+
+def test_the_solver_steers_latents_through_the_decoder() -> None:
+    generator = latent_generator(tiny_variational())
+    generator.add_classes([0, 1])
+    solver = PastSolver(nn.Flatten(), generator, torch.device("cpu"), PhaseCost())
+    x_0 = torch.zeros(2, 4, 8, 8, requires_grad=True)
+    torch.testing.assert_close(
+        solver(x_0, [0, 1]), generator.pixel_range.to_data(x_0).flatten(1)[:, :2]
+    )
+    (gradient,) = torch.autograd.grad(solver(x_0, [0, 1]).sum(), x_0)
+    assert gradient.abs().max() > 0
+
+
+def test_images_of_a_pool_are_shown_to_the_solver_as_they_are() -> None:
+    generator = latent_generator()
+    generator.add_classes([0, 1])
+    pool, images = Pool(4, 0, SHAPE, torch.device("cpu")), torch.rand(4, *SHAPE)
+    pool.write(torch.arange(4), images, torch.tensor([0, 1, 0, 1]))
+    pool.sort()
+    solver = PastSolver(nn.Flatten(), generator, torch.device("cpu"), PhaseCost())
+    assert torch.equal(solver.of_pool(pool), images.flatten(1)[:, :2])
+
+
+@pytest.mark.parametrize("build", AUTOENCODERS)
+def test_a_saved_one_brings_its_autoencoder(
+    colour_digits: Any, tmp_path: Path, build: Any
+) -> None:
+    generator = latent_generator(build())
+    training_of(generator).train(colour_digits.train_stream[0], eval_streams=[])
+    generator.save_pretrained(tmp_path)
+    again = DiffusionGenerator.from_pretrained(tmp_path)
+    assert type(again.pixel_range.autoencoder) is type(build())
+    images = [
+        each.generate(4, rng=torch.Generator().manual_seed(0)) for each in (generator, again)
+    ]
+    assert torch.equal(*images)
+    DiffusionGenerator((3, 8, 8), tiny_network(3)).save_pretrained(tmp_path)
+    assert DiffusionGenerator.from_pretrained(tmp_path).latent_shape == (3, 8, 8)
+
+
+def test_a_folder_chooses_among_diffusers_autoencoders_only(tmp_path: Path) -> None:
+    latent_generator().save_pretrained(tmp_path)
+    config = tmp_path / "autoencoder" / "config.json"
+    for name in ("UNet2DModel", "logging", "no_such_class", "DiffusionPipeline"):
+        config.write_text(json.dumps({**json.loads(config.read_text()), "_class_name": name}))
+        with pytest.raises(ValueError, match=f"names '{name}', which is no autoencoder of diff"):
+            DiffusionGenerator.from_pretrained(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Latents go from")
+def test_metrics_and_pictures_show_images(colour_digits: Any) -> None:
+    plugin = MAGDPlugin(training_of(latent_generator()), progress=False)
+    judge = train_judge(colour_digits.train_stream[:2])
+    pictures: list[Any] = []
+
+    def features(images: Tensor) -> Tensor:
+        pictures.append(images)
+        return images.flatten(1)[:, :8]
+
+    evaluator = EvaluationPlugin(
+        accuracy_metrics(stream=True),
+        generation_metrics(plugin, judge, features=features),
+        loggers=[],
+    )
+    strategy = naive([plugin], input_size=3 * 256, hidden_size=8, evaluator=evaluator)
+    for experience in colour_digits.train_stream[:2]:
+        strategy.train(experience)
+    results = strategy.eval(colour_digits.test_stream[:2])
+    assert any(name.startswith("SampleGrid") for name in results)
+    assert {tuple(each.shape[1:]) for each in pictures} == {SHAPE}
+    assert all(each.min() >= 0 and each.max() <= 1 for each in pictures)
+    assert max(each.max() for each in pictures) > 0.99
+
+
+def test_latents_beyond_the_range_of_the_first_experience_are_told_of() -> None:
+    def experience(scale: float, label: int) -> Any:
+        images = torch.rand(12, *SHAPE) * scale
+        dataset = AvalancheDataset(
+            [TensorDataset(images, torch.full((12,), label))],
+            data_attributes=[DataAttribute([label] * 12, "targets")],
+        )
+        return benchmark_from_datasets(train=[dataset]).streams["train"][0]
+
+    autoencoder = tiny_autoencoder()
+    generator = latent_generator(autoencoder)
+    generator.pixel_range.pixels.set(torch.zeros(3), torch.full((3,), 10.0))
+    training = training_of(generator)
+    training.train(experience(1.0, 0), eval_streams=[])
+    with pytest.warns(UserWarning, match=r"Latents go from .* `generator\.pixel_range\.set\(low"):
+        training.train(experience(10.0, 1), eval_streams=[])
+    generator.pixel_range.set(torch.full((4,), -9.0), torch.full((4,), 9.0))
+    training.train(experience(10.0, 2), eval_streams=[])
+    with pytest.warns(
+        UserWarning, match=r"Pixels go from .* `generator\.pixel_range\.pixels\.set"
+    ):
+        generator.check_range([(15 * torch.rand(SHAPE), 0)])
+
+
+def test_images_that_an_autoencoder_does_not_give_back_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"Images have 1 channels, the autoencoder takes 3: .*rep"
+    ):
+        DiffusionGenerator((1, 16, 16), autoencoder=tiny_autoencoder())
+    with pytest.raises(ValueError, match="15×16 pixels come back from the autoencoder as 14×16"):
+        DiffusionGenerator((3, 15, 16), autoencoder=tiny_variational())
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            inner = tiny_autoencoder()
+            self.config, self.dtype, self.device = inner.config, inner.dtype, inner.device
+            self.encode, self.decode = inner.encode, inner.decode
+
+    with pytest.raises(TypeError, match="needs an autoencoder of diffusers, this one is a Own"):
+        latent_generator(Own()).save_pretrained(tmp_path)

@@ -35,7 +35,7 @@ class PhaseCost:
 
 @dataclass
 class Cost:
-    """What a generator strategy has spent over all experiences."""
+    """What a generator strategy has spent over all experiences; seconds are those of the clock."""
 
     generation: PhaseCost = field(default_factory=PhaseCost)
     """The teacher's calls that made lessons."""
@@ -46,7 +46,8 @@ class Cost:
     evaluation: PhaseCost = field(default_factory=PhaseCost)
     """Metrics of :mod:`avalanche_magd.metrics`; in no total."""
     solver: PhaseCost = field(default_factory=PhaseCost)
-    """Questions to the solver of the past; their seconds are part of generation's."""
+    """Questions to the solver of the past; their seconds are part of generation's. Of several
+    processes these are one's own, the counts above are those of all."""
     lessons: int = 0
     """Lessons that the teacher's calls have made."""
     pool_bytes: int = 0

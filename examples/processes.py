@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--sides", type=int, nargs="+", default=[28, 32])
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--smoke", action="store_true", help="tiny budgets, to see that it runs")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, default=Path("results/processes"))
@@ -53,7 +53,7 @@ def main() -> None:
     smoke = arguments.smoke
     if arguments.worker:
         torch.set_num_threads(1)
-        steps, images = (2, 40) if smoke else (60, 1000)
+        steps, images = (2, 40) if smoke else (40, 500)
         row = run(2, arguments.sides[0], steps, pool_size=images)[1]
         if is_main_process():
             a_forward = row["generation"] / row["teacher forwards"]

@@ -308,7 +308,8 @@ def known_of(benchmark: Any, seed: int, arguments: argparse.Namespace) -> Known:
 def steps_within(name: str, seed: int, arguments: argparse.Namespace) -> int:
     """The generator's steps per experience that fit into ``--seconds``, pool included.
 
-    Timed on this machine, on two small experiences with a past; the slower one counts.
+    Timed on this machine, on two small experiences with a past; the slower one counts. Time that
+    a processor gives to other programs does not.
     """
     steps, images = (2, 20) if arguments.smoke else (20, 200)
     small = {"pool_size": images, "images_per_class": 100, "epochs": 1}
@@ -321,15 +322,18 @@ def steps_within(name: str, seed: int, arguments: argparse.Namespace) -> int:
     timed = []
     for experience in benchmark.train_stream[:3]:
         before = copy.deepcopy(method.plugin.cost)
+        clock, processor = time.perf_counter(), time.process_time()
         method.strategy.train(experience, eval_streams=[])
+        clock, processor = time.perf_counter() - clock, time.process_time() - processor
+        busy = min(1.0, processor / clock) if arguments.device == "cpu" else 1.0
         generation, replay, training = (
             getattr(method.plugin.cost, phase).seconds - getattr(before, phase).seconds
             for phase in ("generation", "replay", "training")
         )
         if MODES[name].get("fresh"):  # lessons are made within the steps
-            timed.append((replay / images, (training + generation) / steps))
+            timed.append((busy * replay / images, busy * (training + generation) / steps))
         else:
-            timed.append(((replay + generation) / images, training / steps))
+            timed.append((busy * (replay + generation) / images, busy * training / steps))
     per_image, per_step = (max(column) for column in zip(*timed[1:], strict=True))
     pool = arguments.pool_size or Distillation.pool_size
     steps = max(1, int((arguments.seconds - pool * per_image) / per_step))

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "avalanche_magd"
 LAYERS = [
-    {"arguments", "classes", "files", "pictures", "prompts", "randomness", "samples"},
+    {"arguments", "card", "classes", "files", "pictures", "prompts", "randomness", "samples"},
     {"schedule", "networks", "pixels", "saving", "benchmarks"},
     {"latents", "samplers"},
     {"sampling"},

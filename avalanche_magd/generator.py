@@ -27,6 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from avalanche_magd.arguments import check_count
+from avalanche_magd.card import Spent, model_card
 from avalanche_magd.classes import NULL_LABEL, ClassTable, LabelledClass, classes_of
 from avalanche_magd.latents import LatentRange
 from avalanche_magd.networks import (
@@ -36,12 +37,14 @@ from avalanche_magd.networks import (
     side_divisor,
 )
 from avalanche_magd.pixels import PixelRange, check_image_shape
+from avalanche_magd.processes import is_main_process
 from avalanche_magd.sampling import balanced_labels, reverse_runs
 from avalanche_magd.saving import (
     read_autoencoder,
     read_network,
     read_settings,
     save_autoencoder,
+    save_card,
     save_network,
     save_settings,
 )
@@ -291,19 +294,31 @@ class DiffusionGenerator(DynamicModule, Generator):
         make_room(self.network, max(table.numbers, default=-1) + 2)
         self.class_table = table
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the network (safetensors) and everything else (JSON) into a folder.
+    def save_pretrained(
+        self, folder: str | Path, *, data: str | None = None, cost: Spent | None = None
+    ) -> None:
+        """Write the network (safetensors), everything else (JSON) and a model card into a folder.
 
         Adapters, as ``unet.add_adapter`` makes them, are merged into the weights that are written,
-        so that nobody needs peft to load them; the generator keeps its own.
+        so that nobody needs peft to load them; the generator keeps its own. The card,
+        ``README.md``, is written anew each time. Of several processes the main one writes.
+
+        Args:
+            folder: where; made if it is not there.
+            data: for the card: what the generator was trained on.
+            cost: for the card: of its training, such as ``plugin.cost``.
 
         Raises:
             TypeError: the network is neither ``UNet2DModel`` nor ``PromptConditioned``, or the
                 autoencoder is not from diffusers.
         """
+        if not is_main_process():
+            return
         save_network(self.network, Path(folder))
+        autoencoder = None
         if isinstance(self.pixel_range, LatentRange):
             save_autoencoder(self.pixel_range.autoencoder, Path(folder))
+            autoencoder = type(self.pixel_range.autoencoder).__name__
         settings = {
             "image_shape": self.image_shape,
             "prediction_type": self.schedule.prediction_type,
@@ -313,6 +328,15 @@ class DiffusionGenerator(DynamicModule, Generator):
             "classes": self.class_table.rows,
             "pixel_range": self.pixel_range.ends,
         }
+        card = model_card(
+            settings,
+            type(self.network).__name__,
+            sum(each.numel() for each in self.network.parameters()),
+            autoencoder,
+            data=data,
+            cost=cost,
+        )
+        save_card(card, Path(folder))
         save_settings(settings, Path(folder))
 
     @classmethod

@@ -23,6 +23,7 @@ from avalanche_magd.prompts import PromptConditioned
 
 NETWORK, AUTOENCODER = "network", "autoencoder"
 PROMPTS, SETTINGS, CONFIG = "prompts.safetensors", "generator.json", "config.json"
+CARD = "README.md"
 
 
 def save_network(network: nn.Module, folder: Path) -> None:
@@ -98,6 +99,11 @@ def read_autoencoder(folder: Path) -> nn.Module | None:
     return kind.from_pretrained(  # type: ignore[no-any-return]
         folder / AUTOENCODER, use_safetensors=True, low_cpu_mem_usage=False
     )
+
+
+def save_card(card: str, folder: Path) -> None:
+    """Write what the folder says about itself."""
+    (folder / CARD).write_text(card, encoding="utf-8")
 
 
 def save_settings(settings: dict[str, Any], folder: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "avalanche_magd"
 LAYERS = [
     {"processes"},
-    {"arguments", "classes", "files", "pictures", "prompts", "randomness", "samples"},
+    {"arguments", "card", "classes", "files", "pictures", "prompts", "randomness", "samples"},
     {"distillation.room"},
     {"schedule", "networks", "pixels", "saving", "benchmarks"},
     {"latents", "samplers"},

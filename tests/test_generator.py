@@ -159,7 +159,8 @@ def test_a_saved_generator_is_the_same_generator(tmp_path: Path, prediction_type
     again.save_pretrained(tmp_path / "grown")
     assert DiffusionGenerator.from_pretrained(tmp_path / "grown").classes == [3, 11, 20]
     names = {file.name for file in (tmp_path / "generator").rglob("*") if file.is_file()}
-    assert names == {"generator.json", "config.json", "diffusion_pytorch_model.safetensors"}
+    weights = "diffusion_pytorch_model.safetensors"
+    assert names == {"README.md", "generator.json", "config.json", weights}
     settings = json.loads((tmp_path / "generator" / "generator.json").read_text())
     assert settings["classes"] == [[3, 3, 0], [11, 11, 0]]
 

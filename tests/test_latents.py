@@ -20,7 +20,8 @@ from avalanche_magd import DiffusionGenerator, MAGDPlugin, MAGDTraining
 from avalanche_magd.benchmarks import split_digits
 from avalanche_magd.cost import PhaseCost
 from avalanche_magd.distillation import MAGD, Distillation, Pool
-from avalanche_magd.metrics import generation_metrics, train_judge
+from avalanche_magd.metrics import generation_metrics, samples, train_judge
+from avalanche_magd.pictures import draw_grid
 from avalanche_magd.solver import PastSolver
 
 SHAPE = (3, 16, 16)
@@ -99,6 +100,18 @@ def test_data_go_through_the_autoencoder_and_back(build: Any) -> None:
     beyond = pixel_range.to_data(100 * torch.randn(4, 4, 8, 8))
     assert bool((beyond.amin((0, 2, 3)) >= low - 1e-5).all())
     assert bool((beyond.amax((0, 2, 3)) <= high + 1e-5).all())
+
+
+def test_latents_fill_the_models_range_wherever_they_lie() -> None:
+    autoencoder = tiny_autoencoder()
+    last = autoencoder.encoder.layers[-1]
+    with torch.no_grad():
+        last.weight.mul_(0.01)
+        last.bias.fill_(0.5)  # so that all lie within [0, 1]
+    pixel_range, images = latent_generator(autoencoder).pixel_range, torch.rand(20, *SHAPE)
+    pixel_range.read(images)
+    x_0 = pixel_range.to_model(images)
+    assert (x_0.min().item(), x_0.max().item()) == pytest.approx((-1, 1), abs=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore:Latents go from")
@@ -217,7 +230,9 @@ def test_a_folder_chooses_among_diffusers_autoencoders_only(tmp_path: Path) -> N
 
 
 @pytest.mark.filterwarnings("ignore:Latents go from")
-def test_metrics_and_pictures_show_images(colour_digits: Any) -> None:
+def test_metrics_and_pictures_show_images(
+    colour_digits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plugin = MAGDPlugin(training_of(latent_generator()), progress=False)
     judge = train_judge(colour_digits.train_stream[:2])
     pictures: list[Any] = []
@@ -232,10 +247,18 @@ def test_metrics_and_pictures_show_images(colour_digits: Any) -> None:
         loggers=[],
     )
     strategy = naive([plugin], input_size=3 * 256, hidden_size=8, evaluator=evaluator)
+    drawn: set[tuple[int, ...]] = set()
+
+    def spied(cells: list[list[Any]], *titles: list[str]) -> Any:
+        drawn.update(tuple(cell.shape) for row in cells for cell in row if cell is not None)
+        return draw_grid(cells, *titles)
+
+    monkeypatch.setattr(samples, "draw_grid", spied)
     for experience in colour_digits.train_stream[:2]:
         strategy.train(experience)
     results = strategy.eval(colour_digits.test_stream[:2])
     assert any(name.startswith("SampleGrid") for name in results)
+    assert drawn == {SHAPE}
     assert {tuple(each.shape[1:]) for each in pictures} == {SHAPE}
     assert all(each.min() >= 0 and each.max() <= 1 for each in pictures)
     assert max(each.max() for each in pictures) > 0.99

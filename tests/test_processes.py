@@ -30,8 +30,9 @@ def test_two_processes_give_what_one_gives(tmp_path: Path, setting: str) -> None
     assert first["spent"] == second["spent"]
     if "fresh" not in SETTINGS[setting]:  # those are made by each process
         assert first["spent"] == alone["spent"]
-    assert list((tmp_path / "together" / "run-0").iterdir())
-    assert not list((tmp_path / "together" / "run-1").glob("*"))
+    for name in ("run", "generator"):
+        assert list((tmp_path / "together").glob(f"{name}-0/*"))
+        assert not list((tmp_path / "together").glob(f"{name}-1/*"))
 
 
 def test_after_a_kill_the_others_end_with_an_error_and_all_go_on(tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ def run(
     except RuntimeError as error:
         (output / f"error-{rank}.txt").write_text(str(error))
         raise
+    training.model.save_pretrained(output / f"generator-{rank}")
     cost = training.cost
     result = {
         "solver": nn.utils.parameters_to_vector(strategy.model.parameters()).detach(),

@@ -68,14 +68,14 @@ def main() -> None:
     parser.add_argument("--autoencoder", help="of diffusers: its name or folder")
     parser.add_argument("--kind", default="AutoencoderTiny", help="its class in diffusers")
     parser.add_argument("--experiences", type=int, default=5)
-    parser.add_argument("--iterations", type=int, default=1000, help="of the generator")
+    parser.add_argument("--iterations", type=int, default=600, help="of the generator")
     parser.add_argument("--epochs", type=int, default=5, help="of the solver, per experience")
-    parser.add_argument("--pool-size", type=int, default=2000)
+    parser.add_argument("--pool-size", type=int, default=1000)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("results/latents"))
     parser.add_argument("--smoke", action="store_true", help="tiny budgets, to see that it runs")
     arguments = parser.parse_args()
-    autoencoder_steps = 1500
+    autoencoder_steps = 800
     if arguments.smoke:
         arguments.epochs, arguments.iterations, arguments.pool_size = 1, 5, 40
         autoencoder_steps = 20

@@ -82,7 +82,7 @@ def starting_point(training: Any, experience: Any) -> str:
     schedule = training.model.schedule
     mode = training.distillation.mode
     settings = (
-        replace(training.distillation, mode=None, pool_folder=None),
+        replace(training.distillation, mode=None),
         getattr(mode, "__qualname__", mode),  # a function's repr is its address
         (schedule.prediction_type, schedule.beta_schedule, schedule.num_train_timesteps),
         type(training.optimizer).__name__,

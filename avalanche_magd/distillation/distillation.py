@@ -107,7 +107,7 @@ class Distillation:
     conditional: bool = True
     fresh: bool = False
     max_pool_bytes: int = 2**30
-    pool_folder: str | Path | None = None
+    pool_folder: str | Path | None = field(default=None, repr=False)  # changes no result
 
     def __post_init__(self) -> None:
         check_count("pool_size", self.pool_size)

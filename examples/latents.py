@@ -6,7 +6,7 @@ latents of an ``AutoencoderTiny`` that is trained here on the first experience's
 that diffusers can load. Prints the final accuracy and what a lesson takes, in latents and in
 pixels, and draws generated images, a class in each row: ``samples.png``.
 
-Needs no download without ``--autoencoder``. Takes minutes on two CPU cores.
+Needs no download without ``--autoencoder``. Takes about six minutes of one CPU core.
 
     python examples/latents.py
     python examples/latents.py --root my/images --image-size 128 --autoencoder madebyollin/taesd

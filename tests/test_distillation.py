@@ -15,7 +15,7 @@ from avalanche_magd.classes import NULL_LABEL
 from avalanche_magd.distillation import MAGD, Distillation, LessonBatch
 from avalanche_magd.distillation.batch import noised_lessons
 from avalanche_magd.distillation.cggd import ClassifierFreeGuidance
-from avalanche_magd.distillation.distillation import Past
+from avalanche_magd.distillation.distillation import Past, _batches
 from avalanche_magd.distillation.loss import current_share, squared_errors, total_loss
 from avalanche_magd.distillation.nigd import trajectory_lessons
 from avalanche_magd.distillation.pool import Pool, stratified_draw
@@ -360,3 +360,16 @@ def test_lessons_are_joined_and_chosen_row_by_row() -> None:
     lessons = LessonBatch(images, t, t, images, t)
     both = LessonBatch.cat([lessons, lessons]).rows(torch.tensor([5, 0]))
     assert [tensor.flatten().tolist() for tensor in both] == [[2, 0]] * 5
+
+
+def test_processes_get_as_many_batches_each() -> None:
+    sizes = {
+        count: [len(batch) for batch in _batches(torch.zeros(count), 83)]
+        for count in (20, 127, 128, 500, 4000)
+    }
+    assert sizes[20] == [20]
+    assert sizes[127] == [64, 63]
+    assert sizes[128] == [16] * 8
+    assert sizes[500] == [63] * 4 + [62] * 4
+    assert len(sizes[4000]) == 56
+    assert max(sizes[4000]) - min(sizes[4000]) == 1

@@ -5,7 +5,7 @@ their answers. Only a lesson whose input or label was changed afterwards costs o
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,8 @@ from avalanche_magd.sampling import (
     images_at_once,
     reverse_runs,
 )
+
+EVEN, SMALL = 8, 16
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ class Distillation:
             )
         device = past.rng.device
         labels = balanced_labels(count, past.classes, past.rng, pool.counts)
-        batches = torch.split(labels, images_at_once(past.teacher.latent_shape, device))
+        batches = _batches(labels, images_at_once(past.teacher.latent_shape, device))
         # Each batch has a seed, so that it is the same whichever process makes it.
         seeds = torch.randint(2**62, (len(batches),), generator=past.rng, device=device).tolist()
         work = partial(self._batch, past, pool.lessons_per_image)
@@ -272,6 +274,13 @@ class Distillation:
         if unanswered is not None:
             lessons = ask_again(lessons, unanswered | null, past.teacher)
         return lessons, weights
+
+
+def _batches(labels: Indices, together: int) -> Sequence[Indices]:
+    """Batches of equal size, and as many for each of 2, 4 or 8 processes if they are not small."""
+    number = -(-len(labels) // together)
+    even = -(-number // EVEN) * EVEN
+    return labels.tensor_split(even if len(labels) >= even * SMALL else number)
 
 
 def _finished(run: Trajectory) -> Callable[[Float[Tensor, " b"] | None], Trajectory]:

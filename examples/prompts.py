@@ -8,8 +8,8 @@ and low-rank adapters are taught; if it has an autoencoder, diffusion runs on it
 the final accuracy and how many parameters learn, and draws generated images, a class in each row:
 ``samples.png``.
 
-Needs ``pip install '.[text]'``, and no download without ``--pipeline``. Takes about seven minutes of
-one CPU core; a pretrained pipeline wants a GPU.
+Needs ``pip install '.[text]'``, and no download without ``--pipeline``. Takes about seven minutes
+of one CPU core; a pretrained pipeline wants a GPU.
 
     python examples/prompts.py
     python examples/prompts.py --pipeline my/stable-diffusion --image-size 256

@@ -39,6 +39,11 @@ class ClassTable:
         """The numbers in use, ascending."""
         return sorted(self._number.values())
 
+    @property
+    def room(self) -> int:
+        """Labels of a network that knows these classes, "no class" included."""
+        return max(self.numbers, default=-1) + 2
+
     def add(self, classes: Iterable[LabelledClass]) -> None:
         """Give numbers to those classes that have none.
 

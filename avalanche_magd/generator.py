@@ -31,6 +31,7 @@ from avalanche_magd.card import Spent, model_card
 from avalanche_magd.classes import NULL_LABEL, ClassTable, LabelledClass, classes_of
 from avalanche_magd.latents import LatentRange
 from avalanche_magd.networks import (
+    ask_for_room,
     check_network,
     default_network,
     make_room,
@@ -287,12 +288,24 @@ class DiffusionGenerator(DynamicModule, Generator):
         """
         self._add_to_table((int(label), 0) for label in classes)
 
+    def check_classes(self, dataset: Any) -> None:
+        """Refuse a dataset's classes if the network says that it cannot have them.
+
+        Raises:
+            ValueError: it says so.
+        """
+        ask_for_room(self.network, self._table_with(classes_of(dataset)).room)
+
     def _add_to_table(self, classes: Iterable[LabelledClass]) -> None:
         """Add classes for which the network has room, or none of them."""
+        table = self._table_with(classes)
+        make_room(self.network, table.room)
+        self.class_table = table
+
+    def _table_with(self, classes: Iterable[LabelledClass]) -> ClassTable:
         table = ClassTable(self.class_table.rows)
         table.add(classes)
-        make_room(self.network, max(table.numbers, default=-1) + 2)
-        self.class_table = table
+        return table
 
     def save_pretrained(
         self, folder: str | Path, *, data: str | None = None, cost: Spent | None = None

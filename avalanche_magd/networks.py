@@ -2,9 +2,10 @@
 
 diffusers' ``UNet2DModel`` is the usual one. Any other module with its call, ``network(x_t, t,
 class_labels)``, serves as well. Labels go from 0, "no class", to the largest class + 1. When
-classes arrive, a network with a method ``make_room(rows)`` is told how many labels there are; one
-with a ``class_embedding`` table has it grown; any other must have room by itself. A UNet that is
-told classes in words is wrapped by :class:`~avalanche_magd.prompts.PromptConditioned`.
+classes arrive, a network with a method ``make_room(rows)`` is told how many labels there are, once
+before the past is generated and again before they are learnt; one with a ``class_embedding`` table
+has it grown; any other must have room by itself. A UNet that is told classes in words is wrapped
+by :class:`~avalanche_magd.prompts.PromptConditioned`.
 """
 
 from collections.abc import Callable
@@ -72,11 +73,23 @@ def make_room(network: nn.Module, rows: int) -> None:
     Raises:
         ValueError: it has no room for so many.
     """
-    own: Callable[[int], None] | None = getattr(network, "make_room", None)
-    if own is None:
+    if not ask_for_room(network, rows):
         _grow_class_embedding(network, rows)
-    else:
+
+
+def ask_for_room(network: nn.Module, rows: int) -> bool:
+    """Tell a network how many labels there will be, if it has a method for that.
+
+    Returns:
+        Whether it has one.
+
+    Raises:
+        ValueError: it has no room for so many.
+    """
+    own: Callable[[int], None] | None = getattr(network, "make_room", None)
+    if own is not None:
         own(rows)
+    return own is not None
 
 
 @no_grad()

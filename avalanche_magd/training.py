@@ -199,6 +199,7 @@ class MAGDTraining(SupervisedTemplate):
             return
         dataset = experience.dataset.eval()
         check_dataset(dataset, self.model.image_shape)
+        self.model.check_classes(dataset)
         if self.model.to(self.device).pixel_range.known:
             self.model.check_range(dataset)
         self.model.infer_range(dataset)

@@ -218,6 +218,19 @@ def test_a_class_without_a_prompt_is_refused_before_it_is_learnt() -> None:
     assert generator.classes == [3]
 
 
+def test_a_class_without_a_prompt_is_refused_before_the_past_is_generated(digits: Any) -> None:
+    generator = prompted_generator()
+    generator.network.embeddings = generator.network.embeddings[:9]
+    generator.pixel_range.set(torch.zeros(1), torch.ones(1))
+    last = max(digits.train_stream, key=lambda each: max(each.classes_in_this_experience))
+    generator.add_classes({0, 1} - set(last.classes_in_this_experience))
+    training = training_of(generator)
+    with pytest.raises(ValueError, match="no prompt for class 9: the prompts are those of clas"):
+        training.train(last)
+    assert training.cost.forwards == 0
+    assert training.pool is None
+
+
 def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     embeddings = torch.zeros(11, 6, 8)
     with pytest.raises(ValueError, match="embeddings have 8 dimensions, the UNet's cross_atten"):

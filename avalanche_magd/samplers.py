@@ -27,7 +27,7 @@ Images = Float[Tensor, "b c h w"]
 Indices = Int[Tensor, " b"]
 SamplerName = Literal["ddim", "dpmpp_2m", "unipc"]
 DEFAULT_SAMPLER: Final[SamplerName] = "unipc"
-"""At few steps the best of the three, by ``examples/ablation.py --groups samplers``."""
+"""At few steps the best of the three, by ``examples/compare.py --groups samplers``."""
 
 
 class DDIM:

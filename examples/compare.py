@@ -1,14 +1,8 @@
 """Comparison: Avalanche's methods and this package's, with the same solver, epochs and seeds.
 
-Any of these methods, on any of the benchmarks:
-
-* bounds: ``naive``, ``joint``, ``cumulative``;
-* Avalanche's methods with a buffer of as many images as the name says: ``replay-500``,
-  ``der-500``, ``er_ace-500``, ``gdumb-500``, ``icarl-500``;
-* its methods without one: ``ewc``, ``lwf``, ``si``;
-* its generative replay by a VAE: ``vae`` as shipped, ``strong_vae`` as strong as we could make it;
-* this package: ``magd`` is ``MAGDPlugin()``; the others are its modes, with the same generator,
-  steps and pool; ``…_published`` makes its lessons anew in each step.
+Any of the methods that ``methods.py`` names, on any of the benchmarks: Avalanche's with a buffer
+or without, the field's ways of replay by diffusion, MAGD, and MAGD with one part or argument
+changed.
 
 Each finished run is a line of JSON in ``<output>/<benchmark>.jsonl``; a study that is interrupted
 or extended runs only what is missing. Table and figures are made from these lines: final accuracy,
@@ -23,47 +17,26 @@ on this machine at the beginning of each run, pool included.
 Needs no download for digits, where a run takes seconds to minutes on two CPU cores.
 
     python examples/compare.py --methods naive joint replay-100 magd --seeds 0 1 2
+    python examples/compare.py --groups modes --seconds 6 --pool-size 500 --table modes
 
 Several processes or GPUs share the work of each run under ``torchrun --nproc_per_node N``.
 """
 
 import argparse
 import copy
-import re
 import statistics
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from avalanche.evaluation.metrics import accuracy_metrics, bwt_metrics, forgetting_metrics
-from avalanche.models import MlpVAE
-from avalanche.models.generator import VAE_loss
-from avalanche.training import (
-    DER,
-    ER_ACE,
-    EWC,
-    Cumulative,
-    GDumb,
-    GenerativeReplay,
-    ICaRL,
-    JointTraining,
-    LwF,
-    Naive,
-    Replay,
-    SynapticIntelligence,
-    VAETraining,
-)
-from avalanche.training.plugins import GenerativeReplayPlugin
-from diffusers import UNet2DModel
 from matplotlib.figure import Figure
+from methods import GROUPS, ROWS, build, known_of, method_name, ours, recipe
 from study import (
     ACCURACY,
     FORGETTING,
-    Solver,
     add_arguments,
     finish,
     key_of,
@@ -73,42 +46,16 @@ from study import (
     settings_of,
     silent_evaluator,
 )
-from torch import nn
-from torchvision.models import resnet18
 
-from avalanche_magd import DiffusionGenerator, MAGDPlugin, MAGDTraining
-from avalanche_magd.distillation import MAGD, Distillation, baselines
+from avalanche_magd.distillation import Distillation
 from avalanche_magd.metrics import Judge, generation_metrics, train_judge
-from avalanche_magd.networks import default_network
 from avalanche_magd.pictures import DPI, draw_curves
-from avalanche_magd.plugin import ITERATIONS_PER_PIXEL, MIN_ITERATIONS
 from avalanche_magd.processes import Processes, is_main_process, process_count
 from avalanche_magd.runs import environment
 
-MODES: dict[str, dict[str, Any]] = {
-    "magd": {},
-    "magd_sggd": {"mode": MAGD(snr_band=(0.01, 30.0))},
-    "magd_without_nigd": {"mode": MAGD(trajectory_share=0.0)},
-    "magd_without_cggd": {"conditional": False},
-    "fine_tuning": {"mode": None},
-}
-for _name in (
-    "dgr",
-    "generative_distillation",
-    "partial_generation",
-    "gaussian_distillation",
-    "lwf_distillation",
-):
-    MODES[_name] = {"mode": getattr(baselines, _name)}
-MODES["ddgr"] = {"mode": baselines.dgr, "classifier_scale": 1.0}
-MODES |= {
-    f"{name}_published": {**mode, "fresh": True}
-    for name, mode in MODES.items()
-    if not name.startswith(("magd", "fine"))
-}
-BUFFERS = ("replay", "der", "er_ace", "gdumb", "icarl")
-OTHERS = ("naive", "joint", "cumulative", "ewc", "lwf", "si", "vae", "strong_vae")
 DEFAULT = ["naive", "joint", "replay-200", "replay-500", "vae", "strong_vae", "magd"]
+IGNORED = ("methods", "groups", "table")
+"""Arguments that do not change a run."""
 FORMS = {
     "accuracy": ".3f",
     "forgetting": ".3f",
@@ -120,189 +67,6 @@ FORMS = {
     "generator steps": ",.0f",
     "seconds": ",.0f",
 }
-
-
-class Known(NamedTuple):
-    """What a method may know when it is built."""
-
-    common: dict[str, Any]
-    """Model, optimizer and the rest that all strategies take."""
-    image_shape: tuple[int, int, int]
-    classes: int
-    images: int
-    """In the whole training stream."""
-    steps: float
-    """Mini-batches of an experience's epoch."""
-    arguments: argparse.Namespace
-
-
-class Method(NamedTuple):
-    """A strategy, and what it keeps between experiences beside the solver."""
-
-    strategy: Any
-    kept: Callable[[], int]
-    """In bytes."""
-    plugin: MAGDPlugin | None = None
-
-
-def image_bytes(known: Known, images: int) -> int:
-    """Of stored images: eight bits a value, and a label."""
-    return min(images, known.images) * (torch.Size(known.image_shape).numel() + 1)
-
-
-def weight_bytes(module: nn.Module) -> int:
-    """Of a network in single precision."""
-    return sum(each.nbytes for each in module.parameters())
-
-
-def with_buffer(name: str, size: int, known: Known) -> Method:
-    """Avalanche's methods that store images."""
-    common, batch = dict(known.common), known.common["train_mb_size"]
-    stored = image_bytes(known, size)
-    if name == "replay":
-        strategy = Replay(mem_size=size, **common)
-    elif name == "der":
-        strategy = DER(mem_size=size, batch_size_mem=batch, **common)
-        stored += min(size, known.images) * known.classes * 4  # logits
-    elif name == "er_ace":
-        strategy = ER_ACE(mem_size=size, batch_size_mem=batch, **common)
-    elif name == "gdumb":
-        # It trains on its buffer alone: as many steps as the others have.
-        epochs = known.steps * common["train_epochs"] * batch / min(size, known.images)
-        strategy = GDumb(mem_size=size, **{**common, "train_epochs": max(1, round(epochs))})
-    else:
-        model = common.pop("model")
-        common.pop("criterion")
-        extractor = nn.Sequential(model.body, nn.ReLU())
-        strategy = ICaRL(
-            feature_extractor=extractor,
-            classifier=model.head,
-            memory_size=size,
-            buffer_transform=None,
-            fixed_memory=True,
-            **common,
-        )
-    return Method(strategy, lambda: stored)
-
-
-def vae(known: Known, strong: bool) -> Method:
-    """Avalanche's generative replay: its default generator, or the best we found.
-
-    The best of eight settings on digits, two seeds, has a wider latent space, four times the
-    epochs and a smaller learning rate: 0.88 instead of 0.64.
-    """
-    network = MlpVAE(known.image_shape, nhid=32 if strong else 2)
-    learner = VAETraining(
-        model=network,
-        optimizer=torch.optim.Adam(network.parameters(), lr=1e-3)
-        if strong
-        else torch.optim.Adam(network.parameters(), lr=0.01, weight_decay=1e-4),
-        criterion=VAE_loss,
-        train_mb_size=known.common["train_mb_size"],
-        train_epochs=known.common["train_epochs"] * (4 if strong else 1),
-        plugins=[GenerativeReplayPlugin()],
-        device=known.common["device"],
-        evaluator=silent_evaluator(),
-    )
-    strategy = GenerativeReplay(generator_strategy=learner, **known.common)
-    return Method(strategy, lambda: weight_bytes(network))
-
-
-def ours(name: str, known: Known, seed: int, iterations: int | None) -> Method:
-    """``MAGDPlugin()``, its distillation changed if the name says so."""
-    arguments = known.arguments
-    budget = {} if arguments.pool_size is None else {"pool_size": arguments.pool_size}
-    if arguments.paper_scale:
-        generator = DiffusionGenerator(
-            known.image_shape, large_network(known.image_shape[0], known.image_shape[1])
-        )
-        training = MAGDTraining(
-            model=generator,
-            optimizer=torch.optim.AdamW(generator.parameters(), lr=2e-4, fused=True),
-            train_mb_size=known.common["train_mb_size"],
-            train_iterations=20_000 if iterations is None else iterations,
-            ema_decay=0.9999,
-            distillation=Distillation(**budget, **MODES[name]),
-            device=arguments.device,
-            seed=seed,
-            progress=False,
-        )
-        plugin = MAGDPlugin(training, seed=seed)
-    else:
-        plugin = MAGDPlugin(generator_iterations=iterations, seed=seed, progress=False, **budget)
-        plugin.distillation = replace(plugin.distillation, **MODES[name])
-    strategy = Naive(plugins=[plugin], **known.common)
-    return Method(strategy, lambda: weight_bytes(plugin.generator), plugin)
-
-
-def build(name: str, known: Known, seed: int, iterations: int | None) -> Method:
-    """A method by its name."""
-    if name in MODES:
-        return ours(name, known, seed, iterations)
-    kind, _, size = name.partition("-")
-    if kind in BUFFERS:
-        return with_buffer(kind, int(size), known)
-    if kind.endswith("vae"):
-        return vae(known, strong=kind.startswith("strong"))
-    common, weights = known.common, weight_bytes(known.common["model"])
-    everything, each = image_bytes(known, known.images), known.arguments.experiences
-    if name == "ewc":
-        return Method(EWC(ewc_lambda=100.0, **common), lambda: 2 * weights * each)
-    if name == "lwf":
-        return Method(LwF(alpha=1.0, temperature=2.0, **common), lambda: weights)
-    if name == "si":
-        return Method(SynapticIntelligence(si_lambda=1.0, **common), lambda: 2 * weights)
-    if name == "naive":
-        return Method(Naive(**common), lambda: 0)
-    bound = {"joint": JointTraining, "cumulative": Cumulative}[name]
-    return Method(bound(**common), lambda: everything)
-
-
-def residual_network(channels: int) -> nn.Module:
-    """ResNet-18 in its form for small images, as the body of a solver."""
-    network = resnet18(num_classes=128)
-    network.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
-    network.maxpool = nn.Identity()
-    return network
-
-
-def large_network(channels: int, side: int) -> UNet2DModel:
-    """The UNet of Ho et al. 2020 for CIFAR-10, its features scaled by class and time."""
-    attends = [side >> level == 16 for level in range(4)]
-    return UNet2DModel(
-        in_channels=channels,
-        out_channels=channels,
-        block_out_channels=(128, 256, 256, 256),
-        down_block_types=["AttnDownBlock2D" if each else "DownBlock2D" for each in attends],
-        up_block_types=["AttnUpBlock2D" if each else "UpBlock2D" for each in attends[::-1]],
-        layers_per_block=2,
-        dropout=0.1,
-        attention_head_dim=256,
-        resnet_time_scale_shift="scale_shift",
-        num_class_embeds=1,
-    )
-
-
-def known_of(benchmark: Any, seed: int, arguments: argparse.Namespace) -> Known:
-    """The same model, optimizer and settings for each method."""
-    image, *_ = benchmark.train_stream[0].dataset[0]
-    torch.manual_seed(seed)
-    model = Solver(len(image), benchmark.n_classes)
-    if arguments.paper_scale:
-        model.body = residual_network(len(image))
-    batch = 64 if arguments.paper_scale else 32
-    sizes = [len(experience.dataset) for experience in benchmark.train_stream]
-    common = {
-        "model": model,
-        "criterion": nn.CrossEntropyLoss(),
-        "optimizer": torch.optim.Adam(model.parameters(), lr=1e-3),
-        "train_mb_size": batch,
-        "eval_mb_size": 512,
-        "train_epochs": arguments.epochs,
-        "device": arguments.device,
-    }
-    steps = statistics.mean(sizes) / batch
-    return Known(common, tuple(image.shape), benchmark.n_classes, sum(sizes), steps, arguments)
 
 
 def steps_within(name: str, seed: int, arguments: argparse.Namespace) -> int:
@@ -330,7 +94,7 @@ def steps_within(name: str, seed: int, arguments: argparse.Namespace) -> int:
             getattr(method.plugin.cost, phase).seconds - getattr(before, phase).seconds
             for phase in ("generation", "replay", "training")
         )
-        if MODES[name].get("fresh"):  # lessons are made within the steps
+        if ROWS[name].distillation.get("fresh"):  # lessons are made within the steps
             timed.append((busy * replay / images, busy * (training + generation) / steps))
         else:
             timed.append((busy * (replay + generation) / images, busy * training / steps))
@@ -346,7 +110,7 @@ def steps_within(name: str, seed: int, arguments: argparse.Namespace) -> int:
 def run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Train on the stream, experience by experience, and evaluate on the classes seen so far."""
     iterations = arguments.iterations
-    if arguments.seconds is not None and name in MODES:
+    if arguments.seconds is not None and name in ROWS:
         iterations = steps_within(name, seed, arguments)
     benchmark = load(arguments, arguments.experiences, seed)
     known = known_of(benchmark, seed, arguments)
@@ -380,7 +144,7 @@ def run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
         "seconds": time.perf_counter() - start - evaluating,
         "kept MB": method.kept() / 1e6,
         "values": {name: float(value) for name, value in values.items()},
-        "settings": settings_of(arguments, ["methods"]),
+        "settings": settings_of(arguments, IGNORED),
         "environment": environment(arguments.device),
     }
     if method.plugin is not None:
@@ -394,15 +158,6 @@ def run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
         found = {key.split("_Stream/")[0]: value for key, value in values.items()}
         line |= {key: found[key] for key in FORMS if key in found}
     return line
-
-
-def recipe(name: str, image_shape: tuple[int, int, int]) -> str:
-    """Defaults of the package that a method's results depend on: others are other runs."""
-    if name not in MODES:
-        return ""
-    network = default_network(image_shape).config
-    settings = {key: value for key, value in network.items() if not key.startswith("_")}
-    return repr((Distillation(**MODES[name]), ITERATIONS_PER_PIXEL, MIN_ITERATIONS, settings))
 
 
 def judge_of(arguments: argparse.Namespace) -> Judge:
@@ -439,22 +194,14 @@ def draw(runs: dict[str, list[dict[str, Any]]], folder: Path, title: str) -> lis
     return [folder / name for name in figures]
 
 
-def method_name(name: str) -> str:
-    """A method's name, checked."""
-    buffer = re.fullmatch(rf"({'|'.join(BUFFERS)})-[1-9]\d*", name)
-    if buffer or name in MODES or name in OTHERS:
-        return name
-    raise argparse.ArgumentTypeError(
-        f"no method {name!r}; there are {', '.join([*OTHERS, *MODES])}, and with a number of "
-        f"stored images {', '.join(f'{each}-500' for each in BUFFERS)}"
-    )
-
-
 def main() -> None:
     """Run what is missing, print the table, draw the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_arguments(parser)
-    parser.add_argument("--methods", nargs="+", type=method_name, default=DEFAULT)
+    parser.add_argument(
+        "--methods", nargs="+", type=method_name, help="default: some of each kind"
+    )
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=[], help="of methods")
     parser.add_argument("--epochs", type=int, help="of the solver; default: 20 for digits, else 2")
     parser.add_argument("--iterations", type=int, help="of the generator; default: the plugin's")
     parser.add_argument("--pool-size", type=int, help="default: the plugin's")
@@ -462,18 +209,24 @@ def main() -> None:
     parser.add_argument("--paper-scale", action="store_true", help="see above")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("results/compare"))
+    parser.add_argument("--table", help="name of table and figures; default: the benchmark's")
     arguments = parser.parse_args()
     if arguments.smoke:
         arguments.epochs, arguments.iterations, arguments.pool_size = 1, 3, 20
         arguments.seeds = arguments.seeds[:1]
     elif arguments.epochs is None:
         arguments.epochs = 20 if arguments.benchmark == "digits" else 2
+    methods = [
+        *(arguments.methods or []),
+        *(name for each in arguments.groups for name in GROUPS[each]),
+    ]
+    methods = list(dict.fromkeys(methods)) or DEFAULT
     arguments.output.mkdir(parents=True, exist_ok=True)
     judge_of(arguments)
     image, *_ = load(arguments, 1, 0).train_stream[0].dataset[0]
     tasks = {
-        (name, seed): key_of(arguments, ["methods"], name, seed, recipe(name, tuple(image.shape)))
-        for name in arguments.methods
+        (name, seed): key_of(arguments, IGNORED, name, seed, recipe(name, tuple(image.shape)))
+        for name in methods
         for seed in arguments.seeds
     }
     lines = finish(
@@ -482,14 +235,13 @@ def main() -> None:
         run,
         arguments.jobs,
     )
-    runs = {
-        name: [lines[tasks[name, seed]] for seed in arguments.seeds] for name in arguments.methods
-    }
+    runs = {name: [lines[tasks[name, seed]] for seed in arguments.seeds] for name in methods}
     if not is_main_process():
         return
     written = results_table(runs, FORMS)
-    (arguments.output / f"{arguments.benchmark}.md").write_text(written + "\n")
-    figures = draw(runs, arguments.output, arguments.benchmark)
+    title = arguments.table or arguments.benchmark
+    (arguments.output / f"{title}.md").write_text(written + "\n")
+    figures = draw(runs, arguments.output, title)
     print(f"\n{written}\n\nFigures: {', '.join(map(str, figures))}")
 
 

@@ -31,7 +31,7 @@ FORGETTING = "StreamForgetting/eval_phase/test_stream"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What both studies let vary: data, seeds, budget, and how to run."""
+    """What a study lets vary: data, seeds, and how to run."""
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--benchmark", choices=BENCHMARKS, default="digits")
     parser.add_argument("--root", type=Path, help="where the images are")

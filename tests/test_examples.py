@@ -17,13 +17,12 @@ import pytest
 EXAMPLES = sorted(
     file
     for file in (Path(__file__).parents[1] / "examples").glob("*.py")
-    if file.stem != "study"  # what ablation and compare share
+    if file.stem not in {"methods", "study"}  # parts of other examples
 )
-ROWS = ["magd", "ddgr, published", "cumulative", "joint"]
 METHODS = ["replay-50", "icarl-50", "strong_vae", "magd", "ddgr_published"]
+LOSSES = ["replay_weight-0.25", "replay_weight-4", "current_weight-0.1"]
 ARGUMENTS = {
     "compare": ["--output", "{folder}", "--seconds", "1", "--methods", *METHODS],
-    "ablation": ["--output", "{folder}", "--rows", *ROWS],
     "timing": ["--steps", "2", "20", "--json", "{folder}/timing.json"],
 }
 LEFT = {
@@ -50,15 +49,13 @@ def run(example: Path, folder: Path, *more: str) -> str:
 def test_an_example_runs(example: Path, tmp_path: Path) -> None:
     printed = run(example, tmp_path)
     assert list(tmp_path.glob(LEFT.get(example.stem, "*.png")))
-    if example.stem == "ablation":
-        assert "0 of 4 runs are there" in printed
-        assert "4 of 4 runs are there" in run(example, tmp_path)
-        assert all(f"| {row} | 1 |" in printed for row in ROWS)
-    elif example.stem == "compare":
+    if example.stem == "compare":
         check_comparison(tmp_path / "digits.jsonl", printed)
-        again = run(example, tmp_path, "naive")
-        assert "5 of 6 runs are there" in again
-        assert "| naive | 1 |" in again
+        again = run(example, tmp_path, "naive", "--groups", "losses", "--table", "more")
+        assert "5 of 9 runs are there" in again
+        assert all(f"| {name} | 1 |" in again for name in ["naive", *LOSSES])
+        assert (tmp_path / "more.md").read_text().strip() in again
+        assert (tmp_path / "digits.md").read_text().strip() in printed
     elif example.stem == "timing":
         check_timing(json.loads((tmp_path / "timing.json").read_text()))
     elif example.stem == "scaling":
@@ -112,10 +109,10 @@ def test_a_run_is_known_again_until_its_settings_or_the_defaults_change(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES[0].parent))
-    compare, study = (importlib.import_module(name) for name in ("compare", "study"))
+    methods, study = (importlib.import_module(name) for name in ("methods", "study"))
 
     def key(shape: tuple[int, int, int] = (1, 28, 28), **settings: Any) -> Any:
-        recipe = compare.recipe("dgr", shape)
+        recipe = methods.recipe("dgr", shape)
         return study.key_of(argparse.Namespace(epochs=2, **settings), [], "dgr", 0, recipe)
 
     known = key()
@@ -123,8 +120,16 @@ def test_a_run_is_known_again_until_its_settings_or_the_defaults_change(
     assert key(learnt_later=None, switch=False) == known
     assert key(iterations=10) != known
     assert key((3, 64, 64)) != known
-    monkeypatch.setattr(compare, "MIN_ITERATIONS", 399)
+    monkeypatch.setattr(methods, "MIN_ITERATIONS", 399)
     assert key() != known
+
+
+def test_each_method_of_this_package_is_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES[0].parent))
+    methods = importlib.import_module("methods")
+    recipes = {methods.recipe(name, (1, 8, 8)) for name in methods.ROWS}
+    assert len(recipes) == len(methods.ROWS) > 30
+    assert len(methods.ROWS) == sum(map(len, methods.GROUPS.values()))
 
 
 def test_the_readmes_code_imports_all_that_it_names() -> None:

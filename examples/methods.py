@@ -1,0 +1,339 @@
+"""The methods that ``compare.py`` compares, each by its name.
+
+* bounds: ``naive``, ``joint``, ``cumulative``;
+* Avalanche's methods with a buffer of as many images as the name says: ``replay-500``,
+  ``der-500``, ``er_ace-500``, ``gdumb-500``, ``icarl-500``;
+* its methods without one: ``ewc``, ``lwf``, ``si``;
+* its generative replay by a VAE: ``vae`` as shipped, ``strong_vae`` as strong as we could make it;
+* this package: ``magd`` is ``MAGDPlugin()``. The others, in groups, differ from it by what
+  :data:`GROUPS` says: ``modes`` are the field's methods, ``…_published`` makes its lessons anew in
+  each step; the other groups change one part or argument of MAGD at a time. MAGD without NIGD is
+  ``generative_distillation``.
+"""
+
+import argparse
+import re
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from avalanche.models import MlpVAE
+from avalanche.models.generator import VAE_loss
+from avalanche.training import (
+    DER,
+    ER_ACE,
+    EWC,
+    Cumulative,
+    GDumb,
+    GenerativeReplay,
+    ICaRL,
+    JointTraining,
+    LwF,
+    Naive,
+    Replay,
+    SynapticIntelligence,
+    VAETraining,
+)
+from avalanche.training.plugins import GenerativeReplayPlugin
+from diffusers import UNet2DModel
+from study import Solver, silent_evaluator
+from torch import nn
+from torchvision.models import resnet18
+
+from avalanche_magd import DiffusionGenerator, MAGDPlugin, MAGDTraining
+from avalanche_magd.distillation import MAGD, Distillation, baselines
+from avalanche_magd.networks import default_network
+from avalanche_magd.plugin import ITERATIONS_PER_PIXEL, MIN_ITERATIONS
+
+
+@dataclass(frozen=True)
+class Row:
+    """What differs from ``MAGDPlugin()``: arguments of the four things that it is made of."""
+
+    distillation: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    generator: dict[str, Any] = field(default_factory=dict)
+    plugin: dict[str, Any] = field(default_factory=dict)
+
+
+PUBLISHED = {
+    "dgr": {"mode": baselines.dgr},
+    "ddgr": {"mode": baselines.dgr, "classifier_scale": 1.0},
+    "generative_distillation": {"mode": baselines.generative_distillation},
+    "partial_generation": {"mode": baselines.partial_generation},
+    "gaussian_distillation": {"mode": baselines.gaussian_distillation},
+    "lwf_distillation": {"mode": baselines.lwf_distillation},
+}
+GROUPS: dict[str, dict[str, Row]] = {
+    "modes": {
+        "magd": Row(),
+        "fine_tuning": Row({"mode": None}),
+        **{name: Row(mode) for name, mode in PUBLISHED.items()},
+        **{f"{name}_published": Row({**mode, "fresh": True}) for name, mode in PUBLISHED.items()},
+    },
+    "parts": {
+        "magd_sggd": Row({"mode": MAGD(snr_band=(0.01, 30.0))}),
+        "magd_safe_sggd": Row({"mode": MAGD(snr_band="safe")}),
+        "magd_half_nigd": Row({"mode": MAGD(trajectory_share=0.5)}),
+        "magd_without_cggd": Row({"conditional": False}),
+        "guidance-1.5": Row({"guidance_scale": 1.5}),
+        "classifier_guidance-2": Row({"classifier_scale": 2.0}),
+    },
+    "samplers": {
+        f"{sampler}-{steps}": Row({"sampler": sampler, "num_inference_steps": steps})
+        for sampler in ("unipc", "dpmpp_2m", "ddim")
+        for steps in (5, 10, 20)
+        if (sampler, steps) != ("unipc", 10)
+    },
+    "losses": {
+        "replay_weight-0.25": Row(training={"replay_weight": 0.25}),
+        "replay_weight-4": Row(training={"replay_weight": 4.0}),
+        "current_weight-0.1": Row(training={"current_weight": 0.1}),
+    },
+    "teachers": {
+        "not_averaged": Row(training={"ema_decay": 0.0}),
+        "fresh": Row({"fresh": True}),
+        "online_teacher": Row({"fresh": True}, {"online_teacher": True}),
+    },
+    "predictions": {
+        "epsilon": Row(generator={"prediction_type": "epsilon"}),
+        "epsilon_linear": Row(generator={"prediction_type": "epsilon", "beta_schedule": "linear"}),
+        "sample": Row(generator={"prediction_type": "sample"}),
+        "bfloat16": Row(generator={"dtype": torch.bfloat16}),
+    },
+    "solver": {
+        "generated_share-0": Row(plugin={"generated_share": 0.0}),
+        "generated_share-0.33": Row(plugin={"generated_share": 0.33}),
+        "generated_share-0.75": Row(plugin={"generated_share": 0.75}),
+        "soft_labels-0.5": Row(plugin={"soft_label_weight": 0.5}),
+        "select": Row(plugin={"select": True}),
+    },
+}
+ROWS = {name: row for group in GROUPS.values() for name, row in group.items()}
+BUFFERS = ("replay", "der", "er_ace", "gdumb", "icarl")
+OTHERS = ("naive", "joint", "cumulative", "ewc", "lwf", "si", "vae", "strong_vae")
+
+
+class Known(NamedTuple):
+    """What a method may know when it is built."""
+
+    common: dict[str, Any]
+    """Model, optimizer and the rest that all strategies take."""
+    image_shape: tuple[int, int, int]
+    classes: int
+    images: int
+    """In the whole training stream."""
+    steps: float
+    """Mini-batches of an experience's epoch."""
+    arguments: argparse.Namespace
+
+
+class Method(NamedTuple):
+    """A strategy, and what it keeps between experiences beside the solver."""
+
+    strategy: Any
+    kept: Callable[[], int]
+    """In bytes."""
+    plugin: MAGDPlugin | None = None
+
+
+def image_bytes(known: Known, images: int) -> int:
+    """Of stored images: eight bits a value, and a label."""
+    return min(images, known.images) * (torch.Size(known.image_shape).numel() + 1)
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Of a network in single precision."""
+    return sum(each.nbytes for each in module.parameters())
+
+
+def with_buffer(name: str, size: int, known: Known) -> Method:
+    """Avalanche's methods that store images."""
+    common, batch = dict(known.common), known.common["train_mb_size"]
+    stored = image_bytes(known, size)
+    if name == "replay":
+        strategy = Replay(mem_size=size, **common)
+    elif name == "der":
+        strategy = DER(mem_size=size, batch_size_mem=batch, **common)
+        stored += min(size, known.images) * known.classes * 4  # logits
+    elif name == "er_ace":
+        strategy = ER_ACE(mem_size=size, batch_size_mem=batch, **common)
+    elif name == "gdumb":
+        # It trains on its buffer alone: as many steps as the others have.
+        epochs = known.steps * common["train_epochs"] * batch / min(size, known.images)
+        strategy = GDumb(mem_size=size, **{**common, "train_epochs": max(1, round(epochs))})
+    else:
+        model = common.pop("model")
+        common.pop("criterion")
+        extractor = nn.Sequential(model.body, nn.ReLU())
+        strategy = ICaRL(
+            feature_extractor=extractor,
+            classifier=model.head,
+            memory_size=size,
+            buffer_transform=None,
+            fixed_memory=True,
+            **common,
+        )
+    return Method(strategy, lambda: stored)
+
+
+def vae(known: Known, strong: bool) -> Method:
+    """Avalanche's generative replay: its default generator, or the best we found.
+
+    The best of eight settings on digits, two seeds, has a wider latent space, four times the
+    epochs and a smaller learning rate: 0.88 instead of 0.64.
+    """
+    network = MlpVAE(known.image_shape, nhid=32 if strong else 2)
+    learner = VAETraining(
+        model=network,
+        optimizer=torch.optim.Adam(network.parameters(), lr=1e-3)
+        if strong
+        else torch.optim.Adam(network.parameters(), lr=0.01, weight_decay=1e-4),
+        criterion=VAE_loss,
+        train_mb_size=known.common["train_mb_size"],
+        train_epochs=known.common["train_epochs"] * (4 if strong else 1),
+        plugins=[GenerativeReplayPlugin()],
+        device=known.common["device"],
+        evaluator=silent_evaluator(),
+    )
+    strategy = GenerativeReplay(generator_strategy=learner, **known.common)
+    return Method(strategy, lambda: weight_bytes(network))
+
+
+def ours(name: str, known: Known, seed: int, iterations: int | None) -> Method:
+    """``MAGDPlugin()``, changed as the row says."""
+    arguments, row = known.arguments, ROWS[name]
+    budget = {} if arguments.pool_size is None else {"pool_size": arguments.pool_size}
+    if arguments.paper_scale or row.training or row.generator:
+        training = training_of(
+            row, known, seed, iterations, Distillation(**budget, **row.distillation)
+        )
+        plugin = MAGDPlugin(training, seed=seed, **row.plugin)
+    else:
+        plugin = MAGDPlugin(
+            generator_iterations=iterations, seed=seed, progress=False, **budget, **row.plugin
+        )
+        plugin.distillation = replace(plugin.distillation, **row.distillation)
+    strategy = Naive(plugins=[plugin], **known.common)
+    return Method(strategy, lambda: weight_bytes(plugin.generator), plugin)
+
+
+def training_of(
+    row: Row, known: Known, seed: int, iterations: int | None, distillation: Distillation
+) -> MAGDTraining:
+    """What ``MAGDPlugin()`` builds by itself, or a generator at paper scale."""
+    large = known.arguments.paper_scale
+    channels, *sides = known.image_shape
+    network = large_network(channels, sides[0]) if large else None
+    generator = DiffusionGenerator(known.image_shape, network, **row.generator)
+    default = 20_000 if large else max(MIN_ITERATIONS, ITERATIONS_PER_PIXEL * max(sides))
+    settings = (
+        {"train_mb_size": known.common["train_mb_size"], "ema_decay": 0.9999} if large else {}
+    )
+    return MAGDTraining(
+        model=generator,
+        optimizer=torch.optim.AdamW(
+            generator.parameters(), lr=2e-4 if large else 2e-3, fused=True
+        ),
+        train_iterations=default if iterations is None else iterations,
+        distillation=distillation,
+        device=known.arguments.device,
+        seed=seed,
+        progress=False,
+        **{**settings, **row.training},
+    )
+
+
+def build(name: str, known: Known, seed: int, iterations: int | None) -> Method:
+    """A method by its name."""
+    if name in ROWS:
+        return ours(name, known, seed, iterations)
+    kind, _, size = name.partition("-")
+    if kind in BUFFERS:
+        return with_buffer(kind, int(size), known)
+    if kind.endswith("vae"):
+        return vae(known, strong=kind.startswith("strong"))
+    common, weights = known.common, weight_bytes(known.common["model"])
+    everything, each = image_bytes(known, known.images), known.arguments.experiences
+    if name == "ewc":
+        return Method(EWC(ewc_lambda=100.0, **common), lambda: 2 * weights * each)
+    if name == "lwf":
+        return Method(LwF(alpha=1.0, temperature=2.0, **common), lambda: weights)
+    if name == "si":
+        return Method(SynapticIntelligence(si_lambda=1.0, **common), lambda: 2 * weights)
+    if name == "naive":
+        return Method(Naive(**common), lambda: 0)
+    bound = {"joint": JointTraining, "cumulative": Cumulative}[name]
+    return Method(bound(**common), lambda: everything)
+
+
+def residual_network(channels: int) -> nn.Module:
+    """ResNet-18 in its form for small images, as the body of a solver."""
+    network = resnet18(num_classes=128)
+    network.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+    network.maxpool = nn.Identity()
+    return network
+
+
+def large_network(channels: int, side: int) -> UNet2DModel:
+    """The UNet of Ho et al. 2020 for CIFAR-10, its features scaled by class and time."""
+    attends = [side >> level == 16 for level in range(4)]
+    return UNet2DModel(
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=(128, 256, 256, 256),
+        down_block_types=["AttnDownBlock2D" if each else "DownBlock2D" for each in attends],
+        up_block_types=["AttnUpBlock2D" if each else "UpBlock2D" for each in attends[::-1]],
+        layers_per_block=2,
+        dropout=0.1,
+        attention_head_dim=256,
+        resnet_time_scale_shift="scale_shift",
+        num_class_embeds=1,
+    )
+
+
+def known_of(benchmark: Any, seed: int, arguments: argparse.Namespace) -> Known:
+    """The same model, optimizer and settings for each method."""
+    image, *_ = benchmark.train_stream[0].dataset[0]
+    torch.manual_seed(seed)
+    model = Solver(len(image), benchmark.n_classes)
+    if arguments.paper_scale:
+        model.body = residual_network(len(image))
+    batch = 64 if arguments.paper_scale else 32
+    sizes = [len(experience.dataset) for experience in benchmark.train_stream]
+    common = {
+        "model": model,
+        "criterion": nn.CrossEntropyLoss(),
+        "optimizer": torch.optim.Adam(model.parameters(), lr=1e-3),
+        "train_mb_size": batch,
+        "eval_mb_size": 512,
+        "train_epochs": arguments.epochs,
+        "device": arguments.device,
+    }
+    steps = statistics.mean(sizes) / batch
+    return Known(common, tuple(image.shape), benchmark.n_classes, sum(sizes), steps, arguments)
+
+
+def recipe(name: str, image_shape: tuple[int, int, int]) -> str:
+    """Defaults of the package that a method's results depend on: others are other runs."""
+    if name not in ROWS:
+        return ""
+    row = ROWS[name]
+    network = default_network(image_shape).config
+    settings = {key: value for key, value in network.items() if not key.startswith("_")}
+    changes = [each for each in (row.training, row.generator, row.plugin) if each]
+    distillation = Distillation(**row.distillation)
+    return repr((distillation, ITERATIONS_PER_PIXEL, MIN_ITERATIONS, settings, *changes))
+
+
+def method_name(name: str) -> str:
+    """A method's name, checked."""
+    buffer = re.fullmatch(rf"({'|'.join(BUFFERS)})-[1-9]\d*", name)
+    if buffer or name in ROWS or name in OTHERS:
+        return name
+    raise argparse.ArgumentTypeError(
+        f"no method {name!r}; there are {', '.join([*OTHERS, *ROWS])}, and with a number of "
+        f"stored images {', '.join(f'{each}-500' for each in BUFFERS)}"
+    )

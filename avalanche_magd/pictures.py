@@ -7,7 +7,9 @@ from typing import Final
 
 import numpy as np
 import torch
+from cycler import cycler
 from jaxtyping import UInt8
+from matplotlib import color_sequences
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -98,8 +100,11 @@ def draw_curves(curves: Mapping[str, Sequence[Mapping[int, float]]], title: str)
             method with a single value, where others have more, is a bound: a line across.
         title: what is shown.
     """
-    figure = Figure((6.4, 4), layout="constrained")
+    figure = Figure((7.6, 4), layout="constrained")
     axis = figure.subplots()
+    axis.set_prop_cycle(
+        cycler(linestyle=["-", "--", "-."]) * cycler(color=color_sequences["tab10"])
+    )
     longest = max(len(run) for runs in curves.values() for run in runs)
     for name, runs in curves.items():
         at = sorted({learnt for run in runs for learnt in run})
@@ -115,7 +120,8 @@ def draw_curves(curves: Mapping[str, Sequence[Mapping[int, float]]], title: str)
         axis.fill_between(at, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     axis.set(xlabel="experiences learnt", ylabel=title)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _finish(axis)
+    axis.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=8)
     return figure
 
 

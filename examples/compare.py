@@ -173,25 +173,50 @@ def draw(runs: dict[str, list[dict[str, Any]]], folder: Path, title: str) -> lis
         name: [dict(enumerate(line["accuracies"], 1)) for line in lines]
         for name, lines in runs.items()
     }
-    figures = {f"{title}-accuracy.png": draw_curves(curves, "accuracy")}
-    for column, label in (("kept MB", "megabytes kept"), ("seconds", "seconds of training")):
-        figure = Figure((6.4, 4.4), layout="constrained")
-        axis = figure.subplots()
-        for name, lines in runs.items():
-            accuracy, error = mean_and_error([line["accuracy"] for line in lines])
-            where = statistics.mean(line[column] for line in lines)
-            axis.errorbar(where, accuracy, yerr=error, fmt="o", markersize=4)
-            axis.annotate(name, (where, accuracy), (4, 3), textcoords="offset points", size=7)
-        axis.set(xlabel=label, ylabel="final accuracy")
-        axis.set_xscale("symlog", linthresh=0.01) if column == "kept MB" else axis.set_xscale(
-            "log"
+    figures = {
+        "accuracy": draw_curves(curves, "accuracy"),
+        "kept": draw_points(runs, "kept MB", "megabytes kept"),
+        "seconds": draw_points(runs, "seconds", "seconds of training"),
+    }
+    files = [folder / f"{title}-{name}.png" for name in figures]
+    for figure, file in zip(figures.values(), files, strict=True):
+        figure.savefig(file, dpi=DPI)
+    return files
+
+
+def draw_points(runs: dict[str, list[dict[str, Any]]], column: str, label: str) -> Figure:
+    """Final accuracy by another column; names beside, best first, each tied to its point."""
+    figure = Figure((6.4, max(4.0, 0.18 * len(runs))), layout="constrained")
+    axis = figure.subplots()
+    points = [
+        (
+            *mean_and_error([line["accuracy"] for line in lines]),
+            lines[0]["name"],
+            statistics.mean(line[column] for line in lines),
         )
-        axis.margins(x=0.15)
-        axis.grid(alpha=0.3)
-        figures[f"{title}-{column.split()[0]}.png"] = figure
-    for name, figure in figures.items():
-        figure.savefig(folder / name, dpi=DPI)
-    return [folder / name for name in figures]
+        for lines in runs.values()
+    ]
+    for place, (accuracy, error, name, where) in enumerate(sorted(points, reverse=True)):
+        (dot, *_) = axis.errorbar(where, accuracy, yerr=error, fmt="o", markersize=4)
+        axis.annotate(
+            name,
+            (where, accuracy),
+            (1.06, 1 - (place + 0.5) / len(points)),
+            textcoords="axes fraction",
+            size=7,
+            va="center",
+            color=dot.get_color(),
+            arrowprops={
+                "arrowstyle": "-",
+                "color": dot.get_color(),
+                "alpha": 0.3,
+                "relpos": (0, 0.5),
+            },
+        )
+    axis.set(xlabel=label, ylabel="final accuracy")
+    axis.set_xscale("symlog", linthresh=0.01) if column == "kept MB" else axis.set_xscale("log")
+    axis.grid(alpha=0.3)
+    return figure
 
 
 def main() -> None:

@@ -285,7 +285,14 @@ def test_curves_have_bands_and_bounds_are_lines_across() -> None:
     (band,) = axis.collections
     heights = band.get_paths()[0].vertices[:, 1]
     assert max(heights) == pytest.approx(0.95 + 0.0707, abs=1e-3)
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["ours", "joint"]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["ours", "joint"]
+
+
+def test_twenty_curves_look_different() -> None:
+    figure = draw_curves({str(number): [{1: 0.5, 2: 0.4}] for number in range(20)}, "accuracy")
+    looks = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines}
+    assert len(looks) == 20
 
 
 def test_a_matrix_may_have_holes() -> None:

@@ -4,9 +4,10 @@ Any of the methods that ``methods.py`` names, on any of the benchmarks: Avalanch
 or without, the field's ways of replay by diffusion, MAGD, and MAGD with one part or argument
 changed.
 
-Each finished run is a line of JSON in ``<output>/<benchmark>.jsonl``; a study that is interrupted
-or extended runs only what is missing. Table and figures are made from these lines: final accuracy,
-forgetting, bytes kept between experiences, quality of what is generated, cost.
+Each finished run is a line of JSON in ``<output>/<benchmark>.jsonl``, ``folder-NAME.jsonl`` for a
+folder of images called NAME; a study that is interrupted or extended runs only what is missing.
+Table and figures are made from these lines: final accuracy, forgetting, bytes kept between
+experiences, quality of what is generated, cost.
 
 ``--seconds`` gives each generator as many training steps per experience as fit, by a calibration
 on this machine at the beginning of each run, pool included.
@@ -42,6 +43,7 @@ from study import (
     key_of,
     load,
     mean_and_error,
+    name_of,
     results_table,
     settings_of,
     silent_evaluator,
@@ -121,8 +123,8 @@ def run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     ]
     known.common["evaluator"] = evaluator = silent_evaluator(*metrics)
     method = build(name, known, seed, iterations)
-    if method.plugin is not None:
-        judge = judge_of(arguments)
+    if name in ROWS and ROWS[name].distillation.get("conditional", True):
+        judge = judge_of(arguments)  # of images by class, which others have not
         images = 20 if arguments.smoke else 500
         evaluator.metrics += generation_metrics(method.plugin, judge, images=images, samples=False)
     start, evaluating, accuracies = time.perf_counter(), 0.0, []
@@ -163,7 +165,7 @@ def run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
 def judge_of(arguments: argparse.Namespace) -> Judge:
     """Trained on all real images; kept in the output folder."""
     benchmark = load(arguments, 1, 0)
-    file = arguments.output / f"judge-{arguments.benchmark}.pt"
+    file = arguments.output / f"judge-{name_of(arguments)}.pt"
     return train_judge(benchmark.train_stream, file=file, device=arguments.device)
 
 
@@ -255,7 +257,7 @@ def main() -> None:
         for seed in arguments.seeds
     }
     lines = finish(
-        arguments.output / f"{arguments.benchmark}.jsonl",
+        arguments.output / f"{name_of(arguments)}.jsonl",
         {key: (name, seed, arguments) for (name, seed), key in tasks.items()},
         run,
         arguments.jobs,
@@ -264,7 +266,7 @@ def main() -> None:
     if not is_main_process():
         return
     written = results_table(runs, FORMS)
-    title = arguments.table or arguments.benchmark
+    title = arguments.table or name_of(arguments)
     (arguments.output / f"{title}.md").write_text(written + "\n")
     figures = draw(runs, arguments.output, title)
     print(f"\n{written}\n\nFigures: {', '.join(map(str, figures))}")

@@ -46,6 +46,7 @@ from avalanche_magd import DiffusionGenerator, MAGDPlugin, MAGDTraining
 from avalanche_magd.distillation import MAGD, Distillation, baselines
 from avalanche_magd.networks import default_network
 from avalanche_magd.plugin import ITERATIONS_PER_PIXEL, MIN_ITERATIONS
+from avalanche_magd.randomness import seeded
 
 
 @dataclass(frozen=True)
@@ -226,8 +227,9 @@ def training_of(
     """What ``MAGDPlugin()`` builds by itself, or a generator at paper scale."""
     large = known.arguments.paper_scale
     channels, *sides = known.image_shape
-    network = large_network(channels, sides[0]) if large else None
-    generator = DiffusionGenerator(known.image_shape, network, **row.generator)
+    with seeded(seed, torch.device(known.arguments.device)):  # as the plugin does
+        network = large_network(channels, sides[0]) if large else None
+        generator = DiffusionGenerator(known.image_shape, network, **row.generator)
     default = 20_000 if large else max(MIN_ITERATIONS, ITERATIONS_PER_PIXEL * max(sides))
     settings = (
         {"train_mb_size": known.common["train_mb_size"], "ema_decay": 0.9999} if large else {}

@@ -64,6 +64,12 @@ def load(arguments: argparse.Namespace, experiences: int, seed: int) -> Any:
         ) from error
 
 
+def name_of(arguments: argparse.Namespace) -> str:
+    """The benchmark's name; for a folder of images with that of the folder."""
+    name: str = arguments.benchmark
+    return f"{name}-{arguments.root.resolve().name}" if name == "folder" else name
+
+
 class Solver(nn.Module):
     """A small convolutional classifier for images of any side."""
 

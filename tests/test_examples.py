@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 EXAMPLES = sorted(
     file
@@ -130,6 +131,40 @@ def test_each_method_of_this_package_is_another_run(monkeypatch: pytest.MonkeyPa
     recipes = {methods.recipe(name, (1, 8, 8)) for name in methods.ROWS}
     assert len(recipes) == len(methods.ROWS) > 30
     assert len(methods.ROWS) == sum(map(len, methods.GROUPS.values()))
+
+
+def test_a_row_differs_from_magd_by_nothing_but_what_it_says(
+    monkeypatch: pytest.MonkeyPatch, digits: Any
+) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES[0].parent))
+    methods, study = (importlib.import_module(name) for name in ("methods", "study"))
+    arguments = argparse.Namespace(
+        paper_scale=False, pool_size=20, epochs=1, experiences=5, device="cpu"
+    )
+
+    def learnt(name: str) -> torch.Tensor:
+        """The first experience has no past: the weight of its lessons does not count."""
+        known = methods.known_of(digits, 3, arguments)
+        known.common["evaluator"] = study.silent_evaluator()
+        method = methods.build(name, known, 3, 2)
+        method.strategy.train(digits.train_stream[0], eval_streams=[])
+        learners = (method.plugin.generator, method.strategy.model)
+        return torch.cat([each.flatten() for one in learners for each in one.parameters()])
+
+    assert learnt("replay_weight-4").equal(learnt("magd"))
+    assert not learnt("epsilon").equal(learnt("magd"))
+
+
+def test_two_folders_of_images_are_two_benchmarks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES[0].parent))
+    study = importlib.import_module("study")
+    names = {
+        study.name_of(argparse.Namespace(benchmark=benchmark, root=tmp_path / folder))
+        for benchmark, folder in (("folder", "cats"), ("folder", "dogs"), ("cifar10", "dogs"))
+    }
+    assert names == {"folder-cats", "folder-dogs", "cifar10"}
 
 
 def test_the_readmes_code_imports_all_that_it_names() -> None:

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from avalanche.benchmarks.scenarios.online import OnlineCLExperience
 from avalanche.core import SupervisedPlugin
 from avalanche.training import Cumulative, JointTraining
 from torch import Tensor
@@ -39,7 +38,7 @@ from avalanche_magd.randomness import SeededGenerator, seeded
 from avalanche_magd.replay import Replay, append_replay, soft_label_loss, trim_replay
 from avalanche_magd.samples import check_dataset, check_minibatch
 from avalanche_magd.solver import PastSolver
-from avalanche_magd.training import MAGDTraining
+from avalanche_magd.training import MAGDTraining, is_part
 
 ITERATIONS_PER_PIXEL = 30
 MIN_ITERATIONS = 400
@@ -194,8 +193,13 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
         """
         if isinstance(strategy, REAL_PAST):
             return
-        if strategy.experience.dataset is self._learnt:
-            return  # The experience was interrupted: generator and pools are there.
+        if strategy.experience.dataset is not self._learnt:
+            self._learn(strategy, num_workers)
+        # Else the experience was interrupted: what the generator learnt and made is there.
+        if self.replay is not None and self.generated_share and self.replay.current is None:
+            self.replay.current = self._generate_current(strategy.experience, self.replay)
+
+    def _learn(self, strategy: Any, num_workers: int) -> None:
         dataset = strategy.experience.dataset.eval()
         if self.generator_strategy is None:
             self.generator_strategy = self._default_strategy(
@@ -203,14 +207,13 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
             )
         training = self.generator_strategy
         solver = PastSolver(strategy.model, training.model, strategy.device, training.cost.solver)
-        training.fill_pool(strategy.experience, solver)
+        wanted = self.replay_size != 0
+        training.fill_pool(strategy.experience, solver, images=wanted)
         pool = training.pool
         self.replay = None
-        if pool is not None and self.replay_size != 0:
+        if pool is not None and wanted:
             self.replay = self._make_replay(pool, solver, len(classes_of(dataset)))
         training.train(strategy.experience, eval_streams=[], num_workers=num_workers)
-        if self.replay is not None and self.generated_share:
-            self.replay.current = self._generate_current(strategy.experience, self.replay)
         self._learnt = strategy.experience.dataset
 
     def _make_replay(self, pool: Pool, solver: PastSolver, current_classes: int) -> Replay:
@@ -226,10 +229,9 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
         return replay
 
     def _generate_current(self, experience: Any, replay: Replay) -> Pool | None:
-        """Images of the classes of now: as many of each as the pool of the past has of its own."""
+        """Images of the classes of now: as many of each as if they shared the pool of the past."""
         assert self.generator_strategy is not None
-        whole = not isinstance(experience, OnlineCLExperience)
-        if not (whole and self.generator_strategy.distillation.conditional):
+        if is_part(experience) or not self.generator_strategy.distillation.conditional:
             return None
         table = self.generator_strategy.model.class_table
         classes = sorted(table.known(classes_of(experience.dataset)))

@@ -32,6 +32,7 @@ import torch
 from avalanche.benchmarks.scenarios.online import OnlineCLExperience
 from avalanche.benchmarks.utils.data_loader import collate_from_data_or_kwargs
 from avalanche.models.dynamic_optimizers import update_optimizer
+from avalanche.models.utils import avalanche_model_adaptation
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.templates import SupervisedTemplate
 from jaxtyping import Float
@@ -181,19 +182,23 @@ class MAGDTraining(SupervisedTemplate):
         self._rows: list[int] = []
         self._iteration = 0
 
-    def fill_pool(self, experience: Any, classifier: Classifier | None = None) -> None:
+    def fill_pool(
+        self, experience: Any, classifier: Classifier | None = None, *, images: bool = True
+    ) -> None:
         """Generate the past before an experience is trained on; nothing if there is no past yet.
 
-        :meth:`train` does it by itself. Whoever needs the images before calls it before. It is
-        done once: an experience that was interrupted finds its pool again.
+        :meth:`train` does it by itself. Whoever needs the images calls it before. It is done once:
+        an experience that was interrupted finds its pool again.
 
         Args:
             experience: the next experience.
             classifier: the solver of the past, needed where the distillation asks it.
+            images: whether images are wanted even where no lessons are kept with them.
 
         Raises:
             TypeError: see :func:`~avalanche_magd.samples.check_dataset`.
-            ValueError: likewise, or the distillation needs a classifier and there is none.
+            ValueError: likewise, or the distillation needs a classifier and there is none, or the
+                network has no room for a class.
         """
         if experience.dataset is self._pool_dataset:
             return
@@ -211,7 +216,7 @@ class MAGDTraining(SupervisedTemplate):
         self.processes.check_same(key.encode(), start, self.device)
         self._checkpoint = None
         classes = set(self.model.classes)
-        if share < 1:
+        if is_part(experience):
             classes -= self.model.class_table.known(classes_of(dataset))
         else:
             self.pool = self.teacher = None
@@ -223,13 +228,14 @@ class MAGDTraining(SupervisedTemplate):
         if classes:
             if classifier is None and self.distillation.asks_solver:
                 raise ValueError("This distillation asks the solver: train it by MAGDPlugin.")
-            self._past = self._ask(sorted(classes), dataset, classifier)
-            self.pool = self.pool or self.distillation.empty_pool(self.model)
-            missing = len(classes.difference(self.pool.classes))
-            count = max(1, missing, round(share * self.distillation.pool_size))
-            self._generate(self.distillation, self.pool, count, self._past)
-            self.cost.lessons += count * self.pool.lessons_per_image
-            self.cost.pool_bytes = max(self.cost.pool_bytes, self.pool.nbytes)
+            self._past = past = self._ask(sorted(classes), dataset, classifier)
+            if images or self.distillation.keeps_lessons:
+                self.pool = self.pool or self.distillation.empty_pool(self.model)
+                missing = len(classes.difference(self.pool.classes))
+                count = max(1, missing, round(share * self.distillation.pool_size))
+                self._generate(self.distillation, self.pool, count, past)
+                self.cost.lessons += count * self.pool.lessons_per_image
+                self.cost.pool_bytes = max(self.cost.pool_bytes, self.pool.nbytes)
         self._loader_seed = self._draw_seed()
         self._pool_dataset = experience.dataset
 
@@ -265,7 +271,7 @@ class MAGDTraining(SupervisedTemplate):
 
     def _share(self, experience: Any) -> float:
         """Of the steps and of the pool: all for a whole experience, less for a part of one."""
-        return self.online_share if isinstance(experience, OnlineCLExperience) else 1.0
+        return self.online_share if is_part(experience) else 1.0
 
     def train(self, experiences: Any, eval_streams: Any = None, **kwargs: Any) -> Any:
         """Avalanche's training loop, with torch's global random state untouched.
@@ -288,7 +294,7 @@ class MAGDTraining(SupervisedTemplate):
         self.adapted_dataset = self.experience.dataset.eval()
 
     def _after_train_dataset_adaptation(self, **kwargs: Any) -> None:
-        self.fill_pool(self.experience)
+        self.fill_pool(self.experience, images=False)
         super()._after_train_dataset_adaptation(**kwargs)
 
     def make_train_dataloader(
@@ -310,6 +316,24 @@ class MAGDTraining(SupervisedTemplate):
             **arguments,
         )
 
+    def model_adaptation(self, model: nn.Module | None = None) -> Any:
+        """Learn the classes that the experience has, and no more.
+
+        Avalanche would give the first part of an online stream with known boundaries the classes
+        of all its parts, which then counted as taught.
+        """
+        model = self.model if model is None else model
+        avalanche_model_adaptation(model, self.experience)
+        return model.to(self.device)
+
+    def check_model_and_optimizer(
+        self, reset_optimizer_state: bool = False, **kwargs: Any
+    ) -> None:
+        """Adapt to each experience, and to each part of one."""
+        self.model = self.model_adaptation()
+        first = self.optimized_param_id is None
+        self.make_optimizer(reset_optimizer_state=reset_optimizer_state or first, **kwargs)
+
     def make_optimizer(self, reset_optimizer_state: bool = False, **kwargs: Any) -> None:
         """Avalanche's, which adds the model's parameters to the optimizer, but no frozen ones."""
         self.optimized_param_id = update_optimizer(
@@ -327,7 +351,7 @@ class MAGDTraining(SupervisedTemplate):
         super()._before_training_exp(**kwargs)
         if self.teacher is None:
             self.teacher = EmaTeacher(self.model.parameters(), self.ema_decay)
-        if self.distillation.fresh and self._past is not None:
+        if self.distillation.fresh and self._past is not None and self._past.teacher is self.model:
             frozen = {id(p): p for p in self.model.parameters() if not p.requires_grad}
             self._past = replace(self._past, teacher=copy.deepcopy(self.model, frozen))
         self.teacher.learn(self.model.parameters())
@@ -337,9 +361,16 @@ class MAGDTraining(SupervisedTemplate):
             step = self._iteration.to_bytes(8)
             self.processes.check_same(step, "how far their checkpoints are", self.device)
             del self._rows[: self._iteration * self.train_mb_size]
-        replayed = 0 if self.pool is None else len(self.pool.classes)
-        w_new = current_share(len(classes_of(self.experience.dataset)), replayed)
+        w_new = current_share(len(classes_of(self.experience.dataset)), len(self._old_classes))
         self._w_new = w_new if self.current_weight is None else self.current_weight
+
+    @property
+    def _old_classes(self) -> list[int]:
+        """Those that lessons are about; a pool may hold more than those that are asked for now."""
+        if self.distillation.mode is None:
+            return []
+        source = self._past if self.distillation.fresh else self.pool
+        return [] if source is None else source.classes
 
     def training_epoch(self, **kwargs: Any) -> None:
         """The template's loop over the mini-batches, measured and with a progress bar."""
@@ -360,16 +391,20 @@ class MAGDTraining(SupervisedTemplate):
             super().training_epoch(**kwargs)
         self.dataloader = loader
 
+    def _before_eval_exp(self, **kwargs: Any) -> None:
+        self._eval_rng = SeededGenerator(self.device, 0)
+        super()._before_eval_exp(**kwargs)
+
     def forward(self) -> Float[Tensor, "n c h w"]:
         """The predictions for this step's lessons: noised real images first, then the pool's.
 
         Of several processes each predicts its own rows.
         An evaluation draws the same noise each time, and none of the training's.
         """
-        rng = self.rng if self.is_training else torch.Generator(self.device).manual_seed(0)
+        rng = self.rng if self.is_training else self._eval_rng
         x_0 = self.model.pixel_range.to_model(self.mb_x.float())
         lessons = noised_lessons(self.model.schedule, x_0, self._labels(), rng)
-        if self.is_training and self.pool is not None and self.distillation.mode is not None:
+        if self.is_training and self._old_classes:
             lessons = LessonBatch.cat([lessons, self._past_lessons(len(x_0))])
         self._lessons = lessons
         if self.is_training:
@@ -378,8 +413,8 @@ class MAGDTraining(SupervisedTemplate):
 
     def _past_lessons(self, count: int) -> LessonBatch:
         """Lessons from the pool, or made on the spot."""
-        assert self.pool is not None
         if not self.distillation.fresh:
+            assert self.pool is not None
             return self.pool.draw_lessons(count, self.rng)
         assert self._past is not None
         assert self.teacher is not None
@@ -452,7 +487,7 @@ class MAGDTraining(SupervisedTemplate):
     def _after_training_exp(self, **kwargs: Any) -> None:
         self._settle()
         self._lessons = self._past = self._pool_dataset = None
-        if self._share(self.experience) == 1 and self.pool is not None:
+        if not is_part(self.experience) and self.pool is not None:
             self.pool.drop_lessons()  # the solver may still need the images
             self.pool = None
         super()._after_training_exp(**kwargs)
@@ -464,9 +499,14 @@ class MAGDTraining(SupervisedTemplate):
         """
         if self.teacher is not None:
             self.teacher.teach()
-            if not isinstance(self.experience, OnlineCLExperience):
+            if not is_part(self.experience):
                 self.teacher = None
                 self.optimizer.state.clear()
+
+
+def is_part(experience: Any) -> bool:
+    """Whether an experience is a few images of an online stream, and not a whole one."""
+    return isinstance(experience, OnlineCLExperience)
 
 
 def _no_images(count: int, rng: torch.Generator) -> Tensor:

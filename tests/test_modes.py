@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from avalanche.benchmarks.scenarios.online import split_online_stream
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_generator, tiny_training
 from torch import Tensor
 
 from avalanche_magd import DiffusionGenerator
+from avalanche_magd.benchmarks import split_digits
 from avalanche_magd.classes import NULL_LABEL
 from avalanche_magd.distillation import MAGD, Distillation, LessonBatch, Pool, baselines
 from avalanche_magd.distillation.cggd import ClassifierFreeGuidance, ClassifierGuidance
@@ -197,10 +199,22 @@ def test_ddgr_asks_the_solver_once_forward_and_once_backward_per_steered_step(
 def test_fine_tuning_has_no_lessons(digits: Any) -> None:
     training = tiny_training(distillation=Distillation(None, pool_size=8))
     training.train(digits.train_stream[0], eval_streams=[])
+    training.fill_pool(digits.train_stream[1])
     training.train(digits.train_stream[1], eval_streams=[])
     assert training.cost.lessons == training.cost.generation.forwards == 0
     assert training.cost.training.forwards == 2 * 3 * 8
     assert training.cost.replay.forwards == 8 * 10  # images for a solver, all the same
+
+
+@pytest.mark.parametrize("changes", [{"mode": None}, {"fresh": True}])
+def test_images_that_nobody_asked_for_are_not_generated(
+    digits: Any, changes: dict[str, Any]
+) -> None:
+    training = tiny_training(distillation=Distillation(pool_size=8, **changes))
+    for experience in digits.train_stream[:2]:
+        training.train(experience, eval_streams=[])
+    assert training.cost.replay.forwards == training.cost.pool_bytes == 0
+    assert (training.cost.lessons > 0) == ("fresh" in changes)
 
 
 def test_fresh_lessons_come_from_a_snapshot_or_the_average_of_now(digits: Any) -> None:
@@ -235,6 +249,43 @@ def test_fresh_lessons_come_from_a_snapshot_or_the_average_of_now(digits: Any) -
         outputs.append(seen)
     assert all(outputs[0])
     assert outputs[1] == [True] + [False] * 5
+
+
+def test_an_interruption_leaves_fresh_lessons_their_teacher(digits: Any) -> None:
+    training = tiny_training(distillation=Distillation(pool_size=8, fresh=True))
+    training.train(digits.train_stream[0], eval_streams=[])
+    taught = [parameter.detach().clone() for parameter in training.model.network.parameters()]
+    original, steps = training.optimizer_step, []
+
+    def interrupted() -> None:
+        original()
+        steps.append(training._past.teacher)
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+
+    training.optimizer_step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        training.train(digits.train_stream[1], eval_streams=[])
+    training.train(digits.train_stream[1], eval_streams=[])
+    for before, after in zip(taught, steps[-1].network.parameters(), strict=True):
+        assert torch.equal(before, after[: len(before)])
+
+
+def test_fresh_lessons_where_a_part_of_a_stream_leaves_nothing_to_ask(digits: Any) -> None:
+    training = tiny_training(distillation=Distillation(pool_size=40, fresh=True))
+
+    def lessons(stream: Any) -> int:
+        """Of its first part."""
+        before = training.cost.lessons
+        part = next(iter(split_online_stream(stream, 200, seed=0)))
+        training.fill_pool(part)
+        training.train(part, eval_streams=[])
+        return training.cost.lessons - before
+
+    assert lessons(digits.train_stream[:1]) == 0
+    assert lessons(digits.train_stream[1:2]) == 8
+    assert training.pool is not None
+    assert lessons(split_digits(1, seed=0).train_stream) == 0  # all classes are of now
 
 
 def test_an_online_teacher_needs_fresh_lessons() -> None:

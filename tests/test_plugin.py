@@ -172,6 +172,26 @@ def test_an_interrupted_experience_is_generated_and_learnt_once(digits: Any) -> 
     assert plugin.replay is None
 
 
+def test_an_interruption_while_current_images_are_generated_teaches_nothing_twice(
+    digits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = tiny_plugin()
+    strategy = naive([plugin])
+    strategy.train(digits.train_stream[0])
+    with monkeypatch.context() as patch:
+
+        def interrupt(*arguments: Any) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(plugin.generator_strategy, "generate_pool", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            strategy.train(digits.train_stream[1])
+    steps = plugin.cost.training.backwards
+    strategy.train(digits.train_stream[1])
+    assert plugin.cost.training.backwards == steps
+    assert plugin.cost.replay.forwards > 0
+
+
 def test_soft_labels_draw_the_solver_towards_its_old_answers(digits: Any) -> None:
     drift = {}
     for weight in (0.0, 50.0):

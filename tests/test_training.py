@@ -176,6 +176,16 @@ def test_avalanche_evaluates_the_denoising_loss_and_learns_nothing_from_it(digit
     assert torch.equal(training.rng.get_state(), before)
 
 
+def test_an_evaluation_sees_other_noise_in_each_mini_batch(digits: Any) -> None:
+    training = tiny_training()
+    training.train(digits.train_stream[0], eval_streams=[])
+    timesteps: list[int] = []
+    original = training.criterion
+    training.criterion = lambda: timesteps.extend(training._lessons.t.tolist()) or original()
+    training.eval(digits.test_stream[0])  # by Avalanche's default one image at a time
+    assert len(set(timesteps)) > 50
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_training_and_good_weights_stay(
     digits: Any, tmp_path: Path, value: float
@@ -243,6 +253,29 @@ def test_parts_of_an_online_stream_cost_the_same_and_go_on_with_one_student(digi
     assert training.cost.pool_bytes == training.pool.nbytes
     # The average and the student take turns in the same memory: nothing is copied.
     assert len(storages) <= 2
+
+
+@pytest.mark.parametrize("known_boundaries", [True, False])
+def test_parts_of_an_online_stream_bring_their_own_classes(
+    digits: Any, known_boundaries: bool
+) -> None:
+    training, seen = tiny_training(distillation=SMALL), set()
+    parts = split_online_stream(
+        digits.train_stream[:1], 1, seed=0, access_task_boundaries=known_boundaries
+    )
+    for part in list(parts)[:4]:
+        training.train(part, eval_streams=[])
+        seen |= set(part.dataset.targets)
+        assert training.model.classes == sorted(seen)
+
+
+def test_a_part_may_be_taught_as_long_as_a_whole_experience(digits: Any) -> None:
+    training = tiny_training(distillation=SMALL, online_share=1.0)
+    for part in split_online_stream(digits.train_stream[:1], 150, seed=0):
+        training.train(part, eval_streams=[])
+        assert training.teacher is not None
+    assert training.teacher.steps == 2 * 3
+    assert training.pool is None  # its classes are all of now
 
 
 def test_an_interrupted_part_leaves_the_average_and_goes_on(digits: Any) -> None:

@@ -130,6 +130,11 @@ class Distillation:
         """Whether the solver of the past is needed."""
         return self.classifier_scale > 0 or not self.conditional
 
+    @property
+    def keeps_lessons(self) -> bool:
+        """Whether lessons wait in a pool."""
+        return self.mode is not None and not self.fresh
+
     def lessons_per_image(self, generator: DiffusionGenerator) -> int:
         """How many lessons a pool keeps of each image, at most K, so that it fits its bytes.
 
@@ -142,7 +147,7 @@ class Distillation:
                 f"num_inference_steps must be at most {generator.schedule.num_train_timesteps}, "
                 f"the generator's number of noise levels; got {self.num_inference_steps}."
             )
-        wanted = 0 if self.mode is None or self.fresh else self.num_inference_steps
+        wanted = self.num_inference_steps if self.keeps_lessons else 0
         each_image = image_bytes(math.prod(generator.image_shape))
         each_lesson = lesson_bytes(math.prod(generator.latent_shape))
         left = self.max_pool_bytes // self.pool_size - each_image

@@ -4,7 +4,7 @@ It is ``README.md``, with the front matter that model hubs read. The licence is 
 shares the folder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 
@@ -57,8 +57,8 @@ def model_card(
         rows.append(("data", " ".join(data.replace("|", r"\|").split())))
     classes = [(str(number), str(label), str(task)) for number, label, task in settings["classes"]]
     return CARD.format(
-        about=_table(("", ""), rows),
-        classes=_table(("`condition`", "class index", "task label"), classes),
+        about=table(("", ""), rows),
+        classes=table(("`condition`", "class index", "task label"), classes),
     )
 
 
@@ -106,6 +106,7 @@ def _between(low: list[float], high: list[float]) -> str:
     return ", ".join(ends if len(set(ends)) > 1 else ends[:1])
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

@@ -1,6 +1,5 @@
 """What was spent: network calls by image, seconds and bytes, by phase."""
 
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -10,6 +9,9 @@ from dataclasses import dataclass, field
 import torch
 
 from avalanche_magd.generator import DiffusionGenerator
+
+if sys.platform != "win32":
+    import resource
 
 
 @dataclass
@@ -53,7 +55,8 @@ class Cost:
     pool_bytes: int = 0
     """Size of the largest pool."""
     peak_bytes: int = 0
-    """Most memory that the process, or on CUDA its tensors, ever took, as far as it was looked."""
+    """Most memory that the process, or on CUDA its tensors, ever took, as far as it was looked; 0
+    on Windows' CPUs, which tell nothing of it."""
 
     @property
     def seconds(self) -> float:
@@ -72,9 +75,10 @@ class Cost:
 
     def look_at_memory(self, device: torch.device) -> None:
         """Note the peak so far."""
+        peak = 0
         if device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(device)
-        else:
+        elif sys.platform != "win32":
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             peak *= 1 if sys.platform == "darwin" else 1024
         self.peak_bytes = max(self.peak_bytes, peak)

@@ -179,7 +179,7 @@ class DiffusionGenerator(DynamicModule, Generator):
         *,
         rng: torch.Generator | None = None,
     ) -> Tensor:
-        """Images in the user's range of pixel values.
+        """Images in the user's range of pixel values, from runs that nothing steers.
 
         Args:
             batch_size: how many; ``None`` gives one image without a batch dimension, or as many as
@@ -255,7 +255,7 @@ class DiffusionGenerator(DynamicModule, Generator):
             self(self.pixel_range.to_model(x), torch.zeros_like(labels), labels)
         finally:
             handle.remove()
-        return features[0].mean((-2, -1))
+        return features[0].float().mean((-2, -1))
 
     def adaptation(self, experience: Any) -> None:
         """Avalanche's hook before an experience: learn its classes, and the first one's range.

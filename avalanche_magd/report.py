@@ -3,11 +3,12 @@
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
+from avalanche_magd.card import table as table
 from avalanche_magd.pictures import DPI, draw_curves, draw_losses, draw_matrix
 from avalanche_magd.runs import Row, Run, read_runs
 
@@ -80,12 +81,6 @@ def accuracy_matrix(run: Run) -> list[list[float | None]]:
     of_row = [experience_values(row).get(ACCURACY, {}) for row in run.rows]
     columns = range(1 + max((index for each in of_row for index in each), default=-1))
     return [[each.get(index) for index in columns] for each in of_row]
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def mean_and_spread(values: Sequence[float]) -> str:

@@ -42,6 +42,7 @@ class TrainingCheckpoint:
             "iteration": iteration,
             "student": [parameter.detach() for parameter in teacher.student],
             "average": teacher.average,
+            "buffers": list(training.model.buffers()),
             "steps": teacher.steps,
             "optimizer": _plain(training.optimizer.state_dict()),
             "rng": training.rng.get_state(),
@@ -68,6 +69,8 @@ class TrainingCheckpoint:
         with torch.no_grad():
             for parameter, saved in zip(teacher.student, content["student"], strict=True):
                 parameter.copy_(saved)
+            for buffer, saved in zip(training.model.buffers(), content["buffers"], strict=True):
+                buffer.copy_(saved)
         teacher.average = content["average"]
         teacher.steps = content["steps"]
         training.optimizer.load_state_dict(content["optimizer"])

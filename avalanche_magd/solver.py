@@ -73,10 +73,11 @@ class PastSolver:
                 module.training = training
         self.cost.forwards += len(x) * len(heads)
         self.cost.backwards += len(x) * len(heads) * images.requires_grad
-        if not all(isinstance(logits, Tensor) for logits in heads.values()):
+        strange = [type(each).__name__ for each in heads.values() if not isinstance(each, Tensor)]
+        if strange:
             raise TypeError(
-                f"The solver's output is a {type(heads[0]).__name__}, not a tensor of logits: "
-                "guidance, soft labels and selection cannot ask it."
+                f"The solver's output is a {strange[0]}, not a tensor of logits: guidance, soft "
+                "labels and selection cannot ask it."
             )
         columns = [
             heads[task][:, label]

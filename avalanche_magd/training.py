@@ -245,7 +245,7 @@ class MAGDTraining(SupervisedTemplate):
             images = torch.stack([dataset[row][0] for row in rows.tolist()])
             return self.model.pixel_range.to_model(images.float().to(self.device))  # type: ignore[no-any-return]
 
-        return Past(self.model, classes, current_images, self.rng, classifier, self.processes)
+        return Past(self.model, classes, self.rng, current_images, classifier, self.processes)
 
     def _generate(self, distillation: Distillation, pool: Pool, count: int, past: Past) -> None:
         """Let the teacher fill a pool, and write down what it costs."""
@@ -265,7 +265,7 @@ class MAGDTraining(SupervisedTemplate):
         """
         shape, device = self.model.image_shape, self.model.device
         pool = Pool(count, 0, shape, device, folder=self.distillation.pool_folder)
-        past = Past(self.model, classes, _no_images, self.rng, processes=self.processes)
+        past = Past(self.model, classes, self.rng, processes=self.processes)
         self._generate(replace(self.distillation, classifier_scale=0.0), pool, count, past)
         return pool
 
@@ -507,10 +507,6 @@ class MAGDTraining(SupervisedTemplate):
 def is_part(experience: Any) -> bool:
     """Whether an experience is a few images of an online stream, and not a whole one."""
     return isinstance(experience, OnlineCLExperience)
-
-
-def _no_images(count: int, rng: torch.Generator) -> Tensor:
-    raise RuntimeError("There is no current experience to take images from.")
 
 
 def _no_evaluator() -> EvaluationPlugin:

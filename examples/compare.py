@@ -123,8 +123,8 @@ def run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     ]
     known.common["evaluator"] = evaluator = silent_evaluator(*metrics)
     method = build(name, known, seed, iterations)
-    if name in ROWS and ROWS[name].distillation.get("conditional", True):
-        judge = judge_of(arguments)  # of images by class, which others have not
+    if method.plugin is not None:
+        judge = judge_of(arguments)
         images = 20 if arguments.smoke else 500
         evaluator.metrics += generation_metrics(method.plugin, judge, images=images, samples=False)
     start, evaluating, accuracies = time.perf_counter(), 0.0, []

@@ -30,18 +30,14 @@ def gray_images(count: int, rng: torch.Generator) -> Tensor:
     return torch.zeros(count, 1, 8, 8)
 
 
-def no_images(count: int, rng: torch.Generator) -> Tensor:
-    raise AssertionError("current images were asked for")
-
-
 def filled(
     distillation: Distillation,
     teacher: DiffusionGenerator,
     rng: torch.Generator,
-    current_images: Any = no_images,
+    *current_images: Any,
 ) -> Pool:
     pool = distillation.empty_pool(teacher)
-    past = Past(teacher, teacher.classes, current_images, rng)
+    past = Past(teacher, teacher.classes, rng, *current_images)
     distillation.fill(pool, distillation.pool_size, past)
     return pool
 
@@ -291,7 +287,7 @@ def test_a_small_pass_renews_the_oldest_and_restores_the_balance(rng: torch.Gene
     pool = distillation.empty_pool(teacher)
 
     def fill(count: int, classes: list[int]) -> None:
-        distillation.fill(pool, count, Past(teacher, classes, no_images, rng))
+        distillation.fill(pool, count, Past(teacher, classes, rng))
 
     fill(4, [0, 1])
     assert pool.counts == {0: 2, 1: 2}
@@ -323,7 +319,7 @@ def test_each_pass_makes_room_by_age(rng: torch.Generator) -> None:
     renewed = []
     for _ in range(5):
         before = pool.images.clone()
-        distillation.fill(pool, 2, Past(teacher, [0], no_images, rng))
+        distillation.fill(pool, 2, Past(teacher, [0], rng))
         renewed.append((pool.images != before).flatten(1).any(1).nonzero()[:, 0].tolist())
     assert renewed == [[0, 1], [2, 3], [0, 1], [2, 3], [0, 1]]
 

@@ -1,6 +1,7 @@
 """Metrics of generation in Avalanche's evaluator: known generators, planted faults, real runs."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import torch
 from avalanche.benchmarks.scenarios.online import split_online_stream
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.training.plugins import EvaluationPlugin
-from tiny import naive, tiny_generator, tiny_network, tiny_plugin, tiny_training
+from tiny import naive, tiny_generator, tiny_plugin, tiny_training
 from torch import Tensor, nn
 
-from avalanche_magd import DiffusionGenerator, MAGDPlugin
+from avalanche_magd import MAGDPlugin
 from avalanche_magd.benchmarks import split_digits
 from avalanche_magd.distillation import MAGD, Distillation, baselines
+from avalanche_magd.distillation.distillation import Past
 from avalanche_magd.metrics import (
     EfficientNetFeatures,
     InceptionFeatures,
@@ -28,6 +30,7 @@ from avalanche_magd.metrics import (
     precision_recall,
     train_judge,
 )
+from avalanche_magd.solver import PastSolver
 
 STREAM = "eval_phase/test_stream"
 
@@ -35,17 +38,15 @@ Fault = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Training images, their labels and the labels asked for to the images that are generated."""
 
 
-class PlantedGenerator(DiffusionGenerator):
-    """Gives back test images of the classes asked for, with a fault."""
+@dataclass(frozen=True)
+class Planted(Distillation):
+    """Gives training images of the classes asked for, with a fault, for generated ones."""
 
-    fault: Fault
-    images: Tensor
-    labels: Tensor
+    fault: Fault = field(kw_only=True)
+    known: tuple[Tensor, Tensor] = field(kw_only=True)
 
-    def generate(
-        self, batch_size: Any = None, condition: Any = None, *, rng: Any = None
-    ) -> Tensor:
-        return self.fault(self.images, self.labels, condition)
+    def images(self, labels: Tensor, past: Past) -> Tensor:
+        return self.fault(*self.known, labels)
 
 
 def columns(dataset: Any) -> tuple[Tensor, Tensor]:
@@ -103,11 +104,10 @@ def judge(whole: Any) -> Judge:
 def figures(whole: Any, judge: Judge) -> dict[str, dict[str, float]]:
     """What the metrics say of each fault."""
     found = {}
-    images, labels = columns(whole.train_stream[0].dataset)
+    known = columns(whole.train_stream[0].dataset)
     for name, fault in FAULTS.items():
-        generator = PlantedGenerator((1, 8, 8), tiny_network())
-        generator.fault, generator.images, generator.labels = fault, images, labels
-        plugin = MAGDPlugin(tiny_training(model=generator), progress=False)
+        planted = Planted(fault=fault, known=known)
+        plugin = MAGDPlugin(tiny_training(distillation=planted), progress=False)
         metrics = generation_metrics(plugin, judge, samples=False)
         strategy = naive([plugin], evaluator=EvaluationPlugin(metrics, loggers=[]))
         strategy.train(whole.train_stream[0], eval_streams=[])
@@ -210,6 +210,42 @@ def test_the_average_and_its_growth_are_those_of_the_experiences(
     assert f"FrechetDistanceForgetting_Stream/{STREAM}" not in results[0]
 
 
+def test_a_second_evaluation_does_not_change_what_was_forgotten(digits: Any, judge: Judge) -> None:
+    _, strategy, results = run(digits, judge)
+    name = f"FrechetDistanceForgetting_Stream/{STREAM}"
+    assert strategy.eval(digits.test_stream[:3])[name] == results[-1][name]
+
+
+def test_what_is_compared_is_sampled_and_steered_as_what_is_replayed(
+    digits: Any, judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forwards(**distillation: Any) -> tuple[int, int]:
+        """Of the generator and of the solver, for two images' comparison and pictures."""
+        told = Distillation(pool_size=20, num_inference_steps=5, **distillation)
+        plugin = MAGDPlugin(tiny_training(distillation=told))
+        asked: list[int] = []
+        original = PastSolver.__call__
+
+        def counted(solver: PastSolver, images: Tensor, classes: list[int]) -> Tensor:
+            asked.append(len(images))
+            return original(solver, images, classes)
+
+        metrics = generation_metrics(plugin, judge, images=2)
+        strategy = naive([plugin], evaluator=EvaluationPlugin(metrics, loggers=[]))
+        strategy.train(digits.train_stream[0], eval_streams=[])
+        with monkeypatch.context() as patch:
+            patch.setattr(PastSolver, "__call__", counted)
+            values = strategy.eval(digits.test_stream[:1])
+        assert told.conditional == any("Distance" in name for name in values)
+        return plugin.cost.evaluation.forwards, sum(asked)
+
+    # Two images in the comparison, two in the pictures.
+    assert forwards() == ((2 + 2) * 5, 0)
+    assert forwards(guidance_scale=2.0) == ((2 + 2) * 5 * 2, 0)
+    assert forwards(classifier_scale=1.0) == ((2 + 2) * 5, (2 + 2) * 5)
+    assert forwards(conditional=False) == (0, 0)
+
+
 def test_one_pass_of_generation_serves_all_and_none_is_repeated(digits: Any, judge: Judge) -> None:
     plugin, strategy, _ = run(digits, judge, samples=False, images=30)
     assert plugin.cost.evaluation.forwards == (1 + 2 + 3) * 30 * 3
@@ -295,6 +331,26 @@ def test_the_judge_is_right_and_kept_in_its_file(whole: Any, tmp_path: Path) -> 
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_images_are_counted_by_the_number_of_their_class(digits: Any) -> None:
+    known = sorted(digits.train_stream[0].classes_in_this_experience)
+    plugin, judge = tiny_plugin(), train_judge(digits.train_stream[:1])
+    metrics = generation_metrics(plugin, judge, images=20)
+    strategy = naive([plugin], evaluator=EvaluationPlugin(metrics, loggers=[]))
+    strategy.train(digits.train_stream[0], eval_streams=[])
+    values = strategy.eval(digits.test_stream[:1])
+    counts = {name: value for name, value in values.items() if "LabelCount" in name}
+    assert sum(values[f"LabelCount{label:03}_Stream/{STREAM}"] for label in known) == 20
+    assert sum(counts.values()) == 20
+
+
+def test_a_judge_sees_images_of_any_precision(digits: Any) -> None:
+    double = split_digits(5, seed=0, eval_transform=Tensor.double)
+    weights = [
+        train_judge(benchmark.train_stream[:1]).state_dict() for benchmark in (double, digits)
+    ]
+    torch.testing.assert_close(*weights)
+
+
 def test_a_judge_of_other_data_is_not_taken(digits: Any, tmp_path: Path) -> None:
     file = tmp_path / "judge.pt"
     train_judge(digits.train_stream[:1], file=file)
@@ -303,7 +359,7 @@ def test_a_judge_of_other_data_is_not_taken(digits: Any, tmp_path: Path) -> None
     known = sorted(digits.train_stream[1].classes_in_this_experience)
     assert judge.class_table.numbers == known
     with pytest.raises(ValueError, match="not trained on classes"):
-        judge.targets_of(torch.tensor([known[0], 77]))
+        judge.numbers_of(torch.tensor([known[0], 77]))
     with pytest.raises(ValueError, match="empty"):
         train_judge([])
 

@@ -33,7 +33,7 @@ def current_images(count: int, rng: torch.Generator | None = None) -> Tensor:
 
 
 def past_of(teacher: DiffusionGenerator, rng: torch.Generator, **kwargs: Any) -> Past:
-    return Past(teacher, teacher.classes, current_images, rng, **kwargs)
+    return Past(teacher, teacher.classes, rng, current_images, **kwargs)
 
 
 def is_answered(lessons: LessonBatch, teacher: DiffusionGenerator) -> bool:

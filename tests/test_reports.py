@@ -26,7 +26,7 @@ from tiny import naive, tiny_plugin, tiny_training
 
 from avalanche_magd import MAGDPlugin
 from avalanche_magd.checkpointing import maybe_load_checkpoint, save_checkpoint
-from avalanche_magd.metrics import Judge, generation_metrics, train_judge
+from avalanche_magd.metrics import Judge, SamplePictures, generation_metrics, train_judge
 from avalanche_magd.pictures import draw_curves, draw_grid, draw_matrix, to_image
 from avalanche_magd.report import (
     accuracy_matrix,
@@ -218,6 +218,20 @@ def test_evaluations_within_an_experience_make_no_row(digits: Any, tmp_path: Pat
     curve = row.curves["Loss_Stream/eval_phase/test_stream/Task000"]
     assert len(curve) > 3
     assert json.loads((tmp_path / "rows.json").read_text())[0]["train_seconds"] > 0
+
+
+def test_the_samples_of_an_evaluation_within_an_experience_are_of_what_the_generator_knows(
+    digits: Any,
+) -> None:
+    plugin = tiny_plugin()
+    pictures = SamplePictures(plugin)
+    evaluator = EvaluationPlugin(pictures, loggers=[])
+    strategy = naive([plugin], evaluator=evaluator, train_epochs=2, eval_every=1)
+    learnt = []
+    for experience in digits.train_stream[:2]:
+        strategy.train(experience, eval_streams=[digits.test_stream[:1]])
+        learnt.append(list(pictures._columns))
+    assert learnt == [[1], [1, 2]]
 
 
 def test_a_strategy_without_optimizer_or_accuracy_is_reported(digits: Any, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The generator's training goes on inside an experience, exactly, or says from where."""
 
 import pickle
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,23 @@ def test_a_stopped_run_ends_as_one_that_was_not(digits: Any, tmp_path: Path, ste
     # It did not do again what was saved: every third step, and the last of the first experience.
     saved = steps // 3 * 3 if steps < 10 else 10 + (steps - 10) // 3 * 3
     assert again.cost.training.backwards == sum(8 if i < 10 else 16 for i in range(saved, 20))
+
+
+def test_what_a_network_keeps_beside_its_weights_is_saved(digits: Any, tmp_path: Path) -> None:
+    def count(network: nn.Module, arguments: Any) -> None:
+        network.steps += network.training
+
+    steps = []
+    for stop in (True, False):
+        training = build(tmp_path)
+        training.model.network.register_buffer("steps", torch.zeros(()))
+        training.model.network.register_forward_pre_hook(count)
+        if stop:
+            stop_after(training, 4)
+        with pytest.raises(InterruptError) if stop else nullcontext():
+            training.train(digits.train_stream[0], eval_streams=[])
+        steps.append(int(training.model.network.steps))
+    assert steps == [5, 10]  # the second run did steps 3 to 9
 
 
 def test_a_run_that_is_interrupted_goes_on_in_the_same_process(

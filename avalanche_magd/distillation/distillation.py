@@ -43,6 +43,10 @@ from avalanche_magd.sampling import (
 EVEN, SMALL = 8, 16
 
 
+def _no_images(count: int, rng: torch.Generator) -> Images:
+    raise RuntimeError("There is no current experience to take images from.")
+
+
 @dataclass(frozen=True)
 class Past:
     """Who is asked about the past.
@@ -50,16 +54,16 @@ class Past:
     Attributes:
         teacher: the generator as it was taught so far.
         classes: that it shall generate, ascending.
-        current_images: that many images of the current experience, in [−1, 1], drawn at random.
         rng: source of randomness, on the teacher's device.
+        current_images: that many images of the current experience, in [−1, 1], drawn at random.
         classifier: the solver of the past, where :attr:`Distillation.asks_solver` says so.
         processes: among which generation is dealt out.
     """
 
     teacher: DiffusionGenerator
     classes: list[int]
-    current_images: Callable[[int, torch.Generator], Images]
     rng: torch.Generator
+    current_images: Callable[[int, torch.Generator], Images] = _no_images
     classifier: Classifier | None = None
     processes: Processes = field(default_factory=Processes)
 
@@ -223,6 +227,13 @@ class Distillation:
             batch += [*lessons.cast(torch.float16), weights]
         return batch
 
+    def images(self, labels: Int[Tensor, " n"], past: Past) -> Float[Tensor, "n c h w"]:
+        """Images of these classes, made as those of a pool are, in the user's range."""
+        together = images_at_once(past.teacher.latent_shape, past.rng.device)
+        with past.teacher.frozen():
+            batches = [self._source(past, x).run(None) for x in torch.split(labels, together)]
+            return torch.cat([past.teacher.pixel_range.to_data(each.images) for each in batches])
+
     def fresh_lessons(self, count: int, past: Past) -> LessonBatch:
         """That many lessons, each from an image of its own, balanced over the classes."""
         assert self.mode is not None
@@ -245,7 +256,7 @@ class Distillation:
                 rng,
                 sampler=self.sampler,
                 eta=self.eta,
-                guidance=self._guidance(past),
+                guidance=self.guidance(past),
                 position=position,
                 batch_size=len(told),
             )
@@ -253,8 +264,8 @@ class Distillation:
 
         return Source(teacher.schedule, told, run, lambda n: past.current_images(n, rng), rng)
 
-    def _guidance(self, past: Past) -> Guidance | None:
-        """Both kinds, one after the other, or the one that there is."""
+    def guidance(self, past: Past) -> Guidance | None:
+        """What steers a run: both kinds, one after the other, or the one that there is."""
         free = ClassifierFreeGuidance(past.teacher, self.guidance_scale)
         if not self.classifier_scale:
             return None if self.guidance_scale == 1 else free

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 
 from avalanche_magd.arguments import check_count
 from avalanche_magd.classes import NULL_LABEL
+from avalanche_magd.cost import PhaseCost
+from avalanche_magd.distillation.distillation import Past
 from avalanche_magd.metrics.judge import Judge
+from avalanche_magd.solver import PastSolver
 
 BATCH_SIZE: Final = 256
 """Images that the networks see at once."""
@@ -54,6 +57,23 @@ class _Seen(NamedTuple):
     features: Tensor
 
 
+def past_as_it_is(plugin: Any, strategy: Any, seed: int) -> Past | None:
+    """Who would be asked now for images to replay; ``None`` if classes cannot be asked for.
+
+    Args:
+        plugin: the strategy's plugin.
+        strategy: whose model may steer generation.
+        seed: of the noise.
+    """
+    training = plugin.generator_strategy
+    if training is None or not training.model.classes or not training.distillation.conditional:
+        return None
+    generator = training.model
+    solver = PastSolver(strategy.model, generator, strategy.device, PhaseCost())
+    rng = torch.Generator(generator.device).manual_seed(seed)
+    return Past(generator, generator.classes, rng, classifier=solver)
+
+
 class Comparison(PluginMetric[None]):
     """Generates, and shows all images to the networks; emits nothing. Stands before the metrics.
 
@@ -67,7 +87,7 @@ class Comparison(PluginMetric[None]):
 
     Attributes:
         of_experience: the experience that was just evaluated; ``None`` if the generator does not
-            know its classes.
+            know its classes, or is told none.
         of_stream: all those of this evaluation, by their index.
     """
 
@@ -94,7 +114,7 @@ class Comparison(PluginMetric[None]):
         self.of_stream: dict[int, Compared] = {}
         self._real: dict[tuple[str, int, int], _Seen] = {}
         self._training: dict[int, Tensor] = {}
-        self._known: dict[tuple[str, int, int], tuple[int, Compared]] = {}
+        self._known: dict[tuple[str, int, int], tuple[tuple[int, int], Compared]] = {}
 
     def result(self) -> None:
         """Nothing by itself."""
@@ -110,11 +130,11 @@ class Comparison(PluginMetric[None]):
             return
         with self.plugin.cost.evaluation.measure(generator):
             part = self._look(strategy.experience.dataset, self.training_images)
-            targets = self.judge.targets_of(part.labels, part.tasks)
-            for target in sorted(set(targets.tolist())):
-                known = self._training.get(target, part.features[:0])
-                new = part.features[targets == target]
-                self._training[target] = torch.cat([known, new])[: self.training_images]
+            numbers = self.judge.numbers_of(part.labels, part.tasks)
+            for number in sorted(set(numbers.tolist())):
+                known = self._training.get(number, part.features[:0])
+                new = part.features[numbers == number]
+                self._training[number] = torch.cat([known, new])[: self.training_images]
 
     def before_eval(self, strategy: Any) -> None:
         """A new evaluation."""
@@ -123,34 +143,38 @@ class Comparison(PluginMetric[None]):
     def after_eval_exp(self, strategy: Any) -> None:
         """Compare the experience."""
         self.of_experience = None
-        generator = self.plugin.generator
-        if generator is None or not generator.classes:
+        past = past_as_it_is(self.plugin, strategy, self.seed)
+        if past is None:
             return
         experience = strategy.experience
         index = experience.current_experience
         key = (experience.origin_stream.name, index, len(experience.dataset))
-        with self.plugin.cost.evaluation.measure(generator):
+        with self.plugin.cost.evaluation.measure(past.teacher):
             if key not in self._real:
                 self._real[key] = self._look(experience.dataset, self.images)
-            self.of_experience = self._compare(key)
+            moment = (self.plugin.cost.training.backwards, 0)
+            if self.plugin.generator_strategy.distillation.asks_solver:
+                moment = (moment[0], strategy.clock.train_iterations)
+            self.of_experience = self._compare(key, past, moment)
         if self.of_experience is not None:
             self.of_stream[index] = self.of_experience
 
-    def _compare(self, key: tuple[str, int, int]) -> Compared | None:
-        """Anew, if the generator has learnt since the last time."""
-        learnt = self.plugin.cost.training.backwards
-        if self._known.get(key, (-1,))[0] == learnt:
+    def _compare(
+        self, key: tuple[str, int, int], past: Past, moment: tuple[int, int]
+    ) -> Compared | None:
+        """Anew, if the generator, or a solver that steers it, has learnt since the last time."""
+        if key in self._known and self._known[key][0] == moment:
             return self._known[key][1]
-        generator, real = self.plugin.generator, self._real[key]
+        generator, real = past.teacher, self._real[key]
         numbers = generator.class_table.numbers_of(real.labels, real.tasks)
         known = numbers != NULL_LABEL
         if not known.any():
             return None
-        rng = torch.Generator(generator.device).manual_seed(self.seed)
-        generated = generator.generate(condition=numbers[known], rng=rng)
-        asked = self.judge.targets_of(real.labels, real.tasks)[known]
+        wanted = numbers[known].to(generator.device)
+        generated = self.plugin.generator_strategy.distillation.images(wanted, past)
+        asked = self.judge.numbers_of(real.labels, real.tasks)[known]
         nothing = real.features[:0]
-        trained = [self._training.get(target, nothing) for target in sorted(set(asked.tolist()))]
+        trained = [self._training.get(number, nothing) for number in sorted(set(asked.tolist()))]
         parts = torch.split(generated, BATCH_SIZE)
         with torch.no_grad():
             logits = torch.cat([self.judge.to(generator.device)(part).cpu() for part in parts])
@@ -159,9 +183,9 @@ class Comparison(PluginMetric[None]):
             torch.cat([self._features_of(part) for part in parts]),
             torch.cat(trained),
             asked,
-            logits.argmax(1),
+            torch.tensor(self.judge.class_table.numbers)[logits.argmax(1)],
         )
-        self._known[key] = (learnt, compared)
+        self._known[key] = (moment, compared)
         return compared
 
     def _look(self, dataset: Any, at_most: int) -> _Seen:

@@ -1,7 +1,8 @@
 """Generated images against real ones, whenever Avalanche evaluates.
 
 Each experience that is evaluated, and whose classes the generator has learnt, is compared with as
-many generated images of the same classes, drawn from noise that is the same each time. One pass of
+many generated images of the same classes, sampled and guided as those that are replayed, from
+noise that is the same each time. A generator that is told no classes is not compared. One pass of
 generation, and one of the feature network, serves all metrics:
 
 =================  =============================================  ==================
@@ -20,7 +21,8 @@ LabelCount000, …   images in which the judge sees a class         –
 Avalanche's names say where: ``…_Exp/eval_phase/test_stream/…/Exp000`` for an experience,
 ``…_Stream/eval_phase/test_stream/…`` for all images of the stream together. Two more are of the
 stream: ``FrechetDistanceAverage``, the mean over its experiences, and
-``FrechetDistanceForgetting``, by how much the earlier ones' have grown since they were learnt.
+``FrechetDistanceForgetting``, by how much those have grown that were first measured before the
+generator's newest experience.
 
 The metrics draw from random sources of their own: a run with them ends with the same weights as
 one without.
@@ -124,21 +126,27 @@ class FrechetDistance(GenerationMetric):
     def __init__(self, name: str, comparison: Comparison) -> None:
         super().__init__(partial(frechet, name), comparison)
         self.name = name
-        self._when_learnt: dict[tuple[str, int], float] = {}
+        self._first: dict[tuple[str, int], tuple[int, float]] = {}
         self._now: dict[tuple[str, int], float] = {}
 
     def before_eval(self, strategy: Any) -> None:
         """Those that are not evaluated now are not averaged."""
-        self._when_learnt = self._now | self._when_learnt
         self._now = {}
 
     def after_eval_exp(self, strategy: Any) -> list[MetricValue]:
         """Figures of the experience."""
         values = super().after_eval_exp(strategy)
         if values:
-            stream = strategy.experience.origin_stream.name
-            self._now[stream, strategy.experience.current_experience] = values[0].value
+            experience, value = strategy.experience, values[0].value
+            key = (experience.origin_stream.name, experience.current_experience)
+            self._now[key] = value
+            self._first.setdefault(key, (self._learnt, value))
         return values
+
+    @property
+    def _learnt(self) -> int:
+        """Experiences of the generator, which learns them before the solver does."""
+        return int(self.comparison.plugin.generator_strategy.clock.train_exp_counter)
 
     def after_eval(self, strategy: Any) -> list[MetricValue]:
         """Figures of the stream."""
@@ -146,8 +154,9 @@ class FrechetDistance(GenerationMetric):
         if not self._now:
             return values
         figures = {f"{self.name}Average": average_distance(self._now)}
-        if self._when_learnt.keys() & self._now.keys():
-            figures[f"{self.name}Forgetting"] = generative_forgetting(self._when_learnt, self._now)
+        earlier = {key: value for key, (when, value) in self._first.items() if when < self._learnt}
+        if earlier.keys() & self._now.keys():
+            figures[f"{self.name}Forgetting"] = generative_forgetting(earlier, self._now)
         return values + self._values(strategy, figures, "Stream")
 
 

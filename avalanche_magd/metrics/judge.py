@@ -64,10 +64,10 @@ class Judge(nn.Module):
         logits: Tensor = self.head(self.features(images))
         return logits
 
-    def targets_of(
+    def numbers_of(
         self, labels: Int[Tensor, " n"], tasks: Int[Tensor, " n"] | None = None
     ) -> Int[Tensor, " n"]:
-        """The place of each class among the logits.
+        """The judge's number of each class; its logits are in the order of these.
 
         Raises:
             ValueError: a class that the judge was not trained on.
@@ -78,7 +78,7 @@ class Judge(nn.Module):
             raise ValueError(
                 f"The judge was not trained on classes {unknown}: train it on the whole stream."
             )
-        return torch.searchsorted(torch.tensor(self.class_table.numbers), numbers.cpu())
+        return numbers.cpu()
 
 
 def train_judge(
@@ -109,7 +109,8 @@ def train_judge(
     table = ClassTable()
     for part in parts:
         table.add(classes_of(part))
-    some = torch.stack([data[row][0] for row in range(0, len(data), -(-len(data) // 1000))])
+    rows = range(0, len(data), -(-len(data) // 1000))
+    some = torch.stack([data[row][0] for row in rows]).float()
     digest = hashlib.sha256(some.numpy().tobytes()).hexdigest()
     key = repr((len(data), table.rows, digest, seed))
     device = torch.device(device)
@@ -130,11 +131,13 @@ def _fit(judge: Judge, data: "ConcatDataset[Any]", device: torch.device) -> None
     rows = min(EPOCHS * len(data), MAX_ITERATIONS * BATCH_SIZE)
     order = list(RandomSampler(data, num_samples=rows))
     optimizer = torch.optim.Adam(judge.parameters(), lr=1e-3)
+    places = torch.tensor(judge.class_table.numbers)
     judge.train()
     for images, labels, *tasks in DataLoader(data, BATCH_SIZE, sampler=order):
-        wanted = judge.targets_of(labels, tasks[0] if tasks else None).to(device)
+        numbers = judge.numbers_of(labels, tasks[0] if tasks else None)
+        wanted = torch.searchsorted(places, numbers).to(device)
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(judge(images.to(device)), wanted)
+        loss = nn.functional.cross_entropy(judge(images.to(device).float()), wanted)
         torch.autograd.backward(loss)
         optimizer.step()
 

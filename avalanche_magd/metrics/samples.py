@@ -1,7 +1,7 @@
 """Pictures of what is generated, for Avalanche's loggers.
 
 The noise of a class is the same after each experience, and so are the timesteps of its run: what
-changes is the generator.
+changes is the generator. There are none of a generator that is told no classes.
 """
 
 from typing import Any, Final
@@ -12,9 +12,11 @@ from avalanche.evaluation.metric_results import MetricValue, TensorImage
 from avalanche.evaluation.metric_utils import get_metric_name
 from torch import Tensor
 
+from avalanche_magd.distillation.distillation import Distillation, Past
 from avalanche_magd.generator import DiffusionGenerator
+from avalanche_magd.metrics.comparison import past_as_it_is
 from avalanche_magd.pictures import draw_grid, to_image
-from avalanche_magd.samplers import DEFAULT_SAMPLER, make_sampler
+from avalanche_magd.samplers import make_sampler
 from avalanche_magd.sampling import Trajectory, jittered_grid, sample
 
 MAX_ROWS: Final = 20
@@ -29,9 +31,12 @@ class Picture(TensorImage):
         return f"Picture({width} × {height})"
 
 
-def fixed_runs(generator: DiffusionGenerator, classes: list[int], seed: int) -> Trajectory:
+def fixed_runs(
+    distillation: Distillation, past: Past, classes: list[int], seed: int
+) -> Trajectory:
     """One reverse run for each class, from noise and a grid that only class and seed decide."""
-    steps, levels = generator.num_inference_steps, generator.schedule.num_train_timesteps
+    generator = past.teacher
+    steps, levels = distillation.num_inference_steps, generator.schedule.num_train_timesteps
     noise, grids = [], []
     for label in classes:
         # On the CPU, one class at a time: neither the device nor the other classes matter.
@@ -45,7 +50,8 @@ def fixed_runs(generator: DiffusionGenerator, classes: list[int], seed: int) -> 
             torch.stack(noise).to(generator.device),
             torch.tensor(classes, device=generator.device),
             torch.cat(grids, 1).to(generator.device),
-            make_sampler(DEFAULT_SAMPLER, generator.schedule, 0.0, rng),
+            make_sampler(distillation.sampler, generator.schedule, distillation.eta, past.rng),
+            guidance=distillation.guidance(past),
         )
 
 
@@ -89,14 +95,15 @@ class SamplePictures(PluginMetric[TensorImage | None]):
 
     def after_eval(self, strategy: Any) -> list[MetricValue]:
         """Both pictures."""
-        generator = self.plugin.generator
-        if generator is None or not generator.classes:
+        past = past_as_it_is(self.plugin, strategy, self.seed)
+        if past is None:
             return []
+        generator, training = past.teacher, self.plugin.generator_strategy
         classes = generator.classes[:MAX_ROWS]
         with self.plugin.cost.evaluation.measure(generator):
-            run = fixed_runs(generator, classes, self.seed)
+            run = fixed_runs(training.distillation, past, classes, self.seed)
             images = dict(zip(classes, _visible(generator, run.images), strict=True))
-            self._columns[strategy.clock.train_exp_counter] = images
+            self._columns[training.clock.train_exp_counter] = images
             states = [[*_visible(generator, row)] for row in run.states.transpose(0, 1)]
             cells = [[*row, images[label]] for label, row in zip(classes, states, strict=True)]
             titles = [*(f"t ≈ {t:.0f}" for t in run.timesteps.float().mean(1).tolist()), "image"]

@@ -58,11 +58,13 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
             experience shows what images look like, from the arguments below.
         generator_iterations: training steps of the generator per experience. Default: 30 for each
             pixel of the longer image side, and at least 400.
-        pool_size: images generated per experience, over all old classes. Their memory is bounded
-            by ``max_pool_bytes``.
+        pool_size: images generated per experience, over all old classes; those of current classes
+            are fewer than as many again.
         num_inference_steps: network calls per generated image.
         replay_size: generated rows per mini-batch; 0 switches replay off. Default: as many as give
-            each old class the weight of a current one.
+            each old class the weight of a current one, so that they grow with the number of old
+            classes over that of current ones: 20 times the real rows in the tenth experience, if
+            each brings one class.
         generated_share: share of the current classes' rows that are generated, in [0, 1): they
             join the real ones from the second experience on, and the rows of old classes grow in
             proportion. Without them (0) a solver can tell old classes from current ones by telling
@@ -74,7 +76,8 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
             their class.
         snr_band: SGGD's band, see :class:`~avalanche_magd.distillation.MAGD`.
         guidance_scale: CGGD's classifier-free guidance; 1 is none.
-        max_pool_bytes: bound on the size of the pool in memory.
+        max_pool_bytes: bound on the memory of the pool of the past; lessons leave it before images
+            of current classes come.
         checkpoint_folder: where the generator's training is saved as it goes, see
             :class:`MAGDTraining`.
         seed: of everything random here but a given ``generator_strategy``, which has its own.

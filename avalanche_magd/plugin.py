@@ -63,7 +63,7 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
         num_inference_steps: network calls per generated image.
         replay_size: generated rows per mini-batch; 0 switches replay off. Default: as many as give
             each old class the weight of a current one, so that they grow with the number of old
-            classes over that of current ones: 20 times the real rows in the tenth experience, if
+            classes over that of current ones: 19 times the real rows in the tenth experience, if
             each brings one class.
         generated_share: share of the current classes' rows that are generated, in [0, 1): they
             join the real ones from the second experience on, and the rows of old classes grow in

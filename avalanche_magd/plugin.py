@@ -240,7 +240,7 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
         classes = sorted(table.known(classes_of(experience.dataset)))
         share = len(classes) / (len(classes) + len(replay.past.classes))
         count = max(len(classes), round(share * len(replay.past.labels)))
-        return self.generator_strategy.generate_pool(classes, count)
+        return self.generator_strategy.rehearsal.images_of(classes, count)
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Generated images join the mini-batch.

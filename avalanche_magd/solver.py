@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from avalanche_magd.cost import PhaseCost
 from avalanche_magd.distillation import Pool
+from avalanche_magd.distillation.distillation import Past
 from avalanche_magd.generator import DiffusionGenerator
 from avalanche_magd.sampling import images_at_once
 
@@ -92,3 +93,20 @@ class PastSolver:
         batches = torch.split(pool.images, together)
         logits = torch.cat([self._logits(images, pool.classes) for images in batches])
         return logits.to(pool.labels.device)
+
+
+def past_as_it_is(plugin: Any, strategy: Any, seed: int) -> Past | None:
+    """Who would be asked now for images to replay; ``None`` if classes cannot be asked for.
+
+    Args:
+        plugin: the strategy's plugin.
+        strategy: whose model may steer generation.
+        seed: of the noise.
+    """
+    training = plugin.generator_strategy
+    if training is None or not training.model.classes or not training.distillation.conditional:
+        return None
+    generator = training.model
+    solver = PastSolver(strategy.model, generator, strategy.device, PhaseCost())
+    rng = torch.Generator(generator.device).manual_seed(seed)
+    return Past(generator, generator.classes, rng, classifier=solver)

@@ -22,9 +22,7 @@ Several processes share the work, see :mod:`avalanche_magd.processes`; but lesso
 are made by each of them.
 """
 
-import copy
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +43,7 @@ from avalanche_magd.classes import NULL_LABEL, classes_of
 from avalanche_magd.cost import Cost
 from avalanche_magd.distillation.batch import LessonBatch, noised_lessons
 from avalanche_magd.distillation.cggd import Classifier, without_class
-from avalanche_magd.distillation.distillation import Distillation, Past
+from avalanche_magd.distillation.distillation import Distillation
 from avalanche_magd.distillation.loss import (
     LossCurves,
     current_share,
@@ -53,10 +51,11 @@ from avalanche_magd.distillation.loss import (
     total_loss,
 )
 from avalanche_magd.distillation.pool import Pool
-from avalanche_magd.distillation.teacher import EmaTeacher, learning
+from avalanche_magd.distillation.teacher import EmaTeacher
 from avalanche_magd.generator import DiffusionGenerator
 from avalanche_magd.processes import Processes, is_main_process, process_count
 from avalanche_magd.randomness import SeededGenerator, seeded
+from avalanche_magd.rehearsal import Rehearsal
 from avalanche_magd.resuming import TrainingCheckpoint, starting_point
 from avalanche_magd.samples import check_dataset
 
@@ -91,8 +90,7 @@ class MAGDTraining(SupervisedTemplate):
             …
 
     Attributes:
-        pool: what the teacher generated; ``None`` while there is no past, and between whole
-            experiences.
+        rehearsal: the past, for the student and for a solver.
         cost: what was spent.
         curves: squared errors by kind of lesson, as training went.
 
@@ -154,7 +152,6 @@ class MAGDTraining(SupervisedTemplate):
             train_mb_size=train_mb_size,
             **base_kwargs,
         )
-        self.distillation = distillation
         self.train_iterations = train_iterations
         self.ema_decay = ema_decay
         self.max_grad_norm = max_grad_norm
@@ -169,10 +166,11 @@ class MAGDTraining(SupervisedTemplate):
         self.progress = progress
         self.rng = SeededGenerator(self.device, torch.initial_seed() if seed is None else seed)
         self.processes = Processes()
-        self.pool: Pool | None = None
-        self._pool_dataset: Any = None
-        self._past: Past | None = None
         self.cost = Cost()
+        self.rehearsal = Rehearsal(
+            model, distillation, self.rng, self.processes, self.cost, progress
+        )
+        self._pool_dataset: Any = None
         self.curves = LossCurves()
         self.teacher: EmaTeacher | None = None
         self._lessons: LessonBatch | None = None
@@ -219,55 +217,29 @@ class MAGDTraining(SupervisedTemplate):
         if is_part(experience):
             classes -= self.model.class_table.known(classes_of(dataset))
         else:
-            self.pool = self.teacher = None
+            self.rehearsal.pool = self.teacher = None
             if self.checkpoint_folder is not None:
                 number = self.clock.train_exp_counter
                 file = self.checkpoint_folder / f"experience-{number}.pt"
                 self._checkpoint = TrainingCheckpoint(file, key)
-        self._past = None
-        if classes:
-            if classifier is None and self.distillation.asks_solver:
-                raise ValueError("This distillation asks the solver: train it by MAGDPlugin.")
-            self._past = past = self._ask(sorted(classes), dataset, classifier)
-            if images or self.distillation.keeps_lessons:
-                self.pool = self.pool or self.distillation.empty_pool(self.model)
-                missing = len(classes.difference(self.pool.classes))
-                count = max(1, missing, round(share * self.distillation.pool_size))
-                self._generate(self.distillation, self.pool, count, past)
-                self.cost.lessons += count * self.pool.lessons_per_image
-                self.cost.pool_bytes = max(self.cost.pool_bytes, self.pool.nbytes)
+        self.rehearsal.begin(classes, dataset, classifier, share=share, images=images)
         self._loader_seed = self._draw_seed()
         self._pool_dataset = experience.dataset
 
-    def _ask(self, classes: list[int], dataset: Any, classifier: Classifier | None) -> Past:
-        def current_images(count: int, rng: torch.Generator) -> Float[Tensor, "n c h w"]:
-            rows = torch.randint(len(dataset), (count,), generator=rng, device=self.device)
-            images = torch.stack([dataset[row][0] for row in rows.tolist()])
-            return self.model.pixel_range.to_model(images.float().to(self.device))  # type: ignore[no-any-return]
+    @property
+    def distillation(self) -> Distillation:
+        """How the past is taught; another one holds from the next experience on."""
+        return self.rehearsal.distillation
 
-        return Past(self.model, classes, self.rng, current_images, classifier, self.processes)
+    @distillation.setter
+    def distillation(self, distillation: Distillation) -> None:
+        distillation.lessons_per_image(self.model)
+        self.rehearsal.distillation = distillation
 
-    def _generate(self, distillation: Distillation, pool: Pool, count: int, past: Past) -> None:
-        """Let the teacher fill a pool, and write down what it costs."""
-        phase = self.cost.generation if pool.lessons_per_image else self.cost.replay
-        with phase.measure(self.model):
-            distillation.fill(pool, count, past, progress=self.progress)
-        self.cost.look_at_memory(self.device)
-
-    def generate_pool(self, classes: list[int], count: int) -> Pool:
-        """Images of known classes, for a solver, in the user's range; no lessons.
-
-        No solver steers them: it may not know the classes yet.
-
-        Args:
-            classes: to generate, evenly.
-            count: how many images.
-        """
-        shape, device = self.model.image_shape, self.model.device
-        pool = Pool(count, 0, shape, device, folder=self.distillation.pool_folder)
-        past = Past(self.model, classes, self.rng, processes=self.processes)
-        self._generate(replace(self.distillation, classifier_scale=0.0), pool, count, past)
-        return pool
+    @property
+    def pool(self) -> Pool | None:
+        """What the teacher generated; ``None`` if nothing, and between whole experiences."""
+        return self.rehearsal.pool
 
     def _share(self, experience: Any) -> float:
         """Of the steps and of the pool: all for a whole experience, less for a part of one."""
@@ -351,9 +323,7 @@ class MAGDTraining(SupervisedTemplate):
         super()._before_training_exp(**kwargs)
         if self.teacher is None:
             self.teacher = EmaTeacher(self.model.parameters(), self.ema_decay)
-        if self.distillation.fresh and self._past is not None and self._past.teacher is self.model:
-            frozen = {id(p): p for p in self.model.parameters() if not p.requires_grad}
-            self._past = replace(self._past, teacher=copy.deepcopy(self.model, frozen))
+        self.rehearsal.keep_teacher()
         self.teacher.learn(self.model.parameters())
         self._iteration = 0
         if self._checkpoint is not None:
@@ -361,16 +331,9 @@ class MAGDTraining(SupervisedTemplate):
             step = self._iteration.to_bytes(8)
             self.processes.check_same(step, "how far their checkpoints are", self.device)
             del self._rows[: self._iteration * self.train_mb_size]
-        w_new = current_share(len(classes_of(self.experience.dataset)), len(self._old_classes))
+        new = len(classes_of(self.experience.dataset))
+        w_new = current_share(new, len(self.rehearsal.classes))
         self._w_new = w_new if self.current_weight is None else self.current_weight
-
-    @property
-    def _old_classes(self) -> list[int]:
-        """Those that lessons are about; a pool may hold more than those that are asked for now."""
-        if self.distillation.mode is None:
-            return []
-        source = self._past if self.distillation.fresh else self.pool
-        return [] if source is None else source.classes
 
     def training_epoch(self, **kwargs: Any) -> None:
         """The template's loop over the mini-batches, measured and with a progress bar."""
@@ -404,30 +367,13 @@ class MAGDTraining(SupervisedTemplate):
         rng = self.rng if self.is_training else self._eval_rng
         x_0 = self.model.pixel_range.to_model(self.mb_x.float())
         lessons = noised_lessons(self.model.schedule, x_0, self._labels(), rng)
-        if self.is_training and self._old_classes:
-            lessons = LessonBatch.cat([lessons, self._past_lessons(len(x_0))])
+        if self.is_training and self.rehearsal.classes:
+            average = self.teacher.average if self.teacher and self.online_teacher else None
+            lessons = LessonBatch.cat([lessons, self.rehearsal.lessons(len(x_0), average)])
         self._lessons = lessons
         if self.is_training:
             lessons = lessons.rows(self.processes.mine())
         return self.model(lessons.x_t, lessons.t, lessons.labels)  # type: ignore[no-any-return]
-
-    def _past_lessons(self, count: int) -> LessonBatch:
-        """Lessons from the pool, or made on the spot."""
-        if not self.distillation.fresh:
-            assert self.pool is not None
-            return self.pool.draw_lessons(count, self.rng)
-        assert self._past is not None
-        assert self.teacher is not None
-        if self.online_teacher:
-            with torch.no_grad():
-                snapshot = learning(self._past.teacher.parameters())
-                torch._foreach_copy_(snapshot, self.teacher.average)
-        before = self.cost.generation.seconds
-        with self.cost.generation.measure(self._past.teacher):
-            lessons = self.distillation.fresh_lessons(count, self._past)
-        self.cost.training.seconds -= self.cost.generation.seconds - before
-        self.cost.lessons += count
-        return lessons
 
     def _labels(self) -> Tensor:
         """The rows' classes; "no class" for some if guided, and for classes not learnt."""
@@ -486,10 +432,8 @@ class MAGDTraining(SupervisedTemplate):
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         self._settle()
-        self._lessons = self._past = self._pool_dataset = None
-        if not is_part(self.experience) and self.pool is not None:
-            self.pool.drop_lessons()  # the solver may still need the images
-            self.pool = None
+        self._lessons = self._pool_dataset = None
+        self.rehearsal.end(whole=not is_part(self.experience))
         super()._after_training_exp(**kwargs)
 
     def _settle(self) -> None:

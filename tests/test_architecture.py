@@ -20,7 +20,7 @@ LAYERS = [
     {"distillation.magd"},
     {"distillation.baselines", "distillation.distillation"},
     {"distillation"},
-    {"replay", "resuming", "solver"},
+    {"rehearsal", "replay", "resuming", "solver"},
     {"training"},
     {"checkpointing", "plugin", "runs", "metrics.cost", "metrics.gap", "metrics.judge"}
     | {f"metrics.{name}" for name in ("features", "losses", "samples", "forgetting")}

@@ -236,7 +236,7 @@ def test_fresh_lessons_come_from_a_snapshot_or_the_average_of_now(digits: Any) -
             seen: Any = seen,
             original: Any = original,
         ) -> Any:
-            teacher = list(training._past.teacher.parameters())
+            teacher = list(training.rehearsal.past.teacher.parameters())
             same = all(
                 torch.equal(now[: len(then)], then)
                 for now, then in zip(teacher, taught, strict=True)
@@ -259,7 +259,7 @@ def test_an_interruption_leaves_fresh_lessons_their_teacher(digits: Any) -> None
 
     def interrupted() -> None:
         original()
-        steps.append(training._past.teacher)
+        steps.append(training.rehearsal.past.teacher)
         if len(steps) == 2:
             raise KeyboardInterrupt
 

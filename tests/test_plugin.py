@@ -183,7 +183,7 @@ def test_an_interruption_while_current_images_are_generated_teaches_nothing_twic
         def interrupt(*arguments: Any) -> None:
             raise KeyboardInterrupt
 
-        patch.setattr(plugin.generator_strategy, "generate_pool", interrupt)
+        patch.setattr(plugin.generator_strategy.rehearsal, "images_of", interrupt)
         with pytest.raises(KeyboardInterrupt):
             strategy.train(digits.train_stream[1])
     steps = plugin.cost.training.backwards

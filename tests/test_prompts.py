@@ -164,14 +164,14 @@ def test_a_frozen_network_exists_once(digits: Any, online_teacher: bool) -> None
     fresh = Distillation(MAGD(), pool_size=12, num_inference_steps=2, fresh=True)
     training = training_of(generator, distillation=fresh, online_teacher=online_teacher)
     teachers: list[DiffusionGenerator] = []
-    original = training._past_lessons
+    original = training.rehearsal.lessons
 
-    def spied(count: int) -> Any:
-        lessons = original(count)
-        teachers.append(training._past.teacher)
+    def spied(*arguments: Any) -> Any:
+        lessons = original(*arguments)
+        teachers.append(training.rehearsal.past.teacher)
         return lessons
 
-    training._past_lessons = spied
+    training.rehearsal.lessons = spied
     for experience in digits.train_stream[:2]:
         training.train(experience, eval_streams=[])
     student = dict(generator.named_parameters())

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from avalanche_magd.arguments import check_count
 from avalanche_magd.classes import NULL_LABEL
-from avalanche_magd.cost import PhaseCost
 from avalanche_magd.distillation.distillation import Past
 from avalanche_magd.metrics.judge import Judge
-from avalanche_magd.solver import PastSolver
+from avalanche_magd.solver import past_as_it_is
 
 BATCH_SIZE: Final = 256
 """Images that the networks see at once."""
@@ -55,23 +54,6 @@ class _Seen(NamedTuple):
     labels: Tensor
     tasks: Tensor | None
     features: Tensor
-
-
-def past_as_it_is(plugin: Any, strategy: Any, seed: int) -> Past | None:
-    """Who would be asked now for images to replay; ``None`` if classes cannot be asked for.
-
-    Args:
-        plugin: the strategy's plugin.
-        strategy: whose model may steer generation.
-        seed: of the noise.
-    """
-    training = plugin.generator_strategy
-    if training is None or not training.model.classes or not training.distillation.conditional:
-        return None
-    generator = training.model
-    solver = PastSolver(strategy.model, generator, strategy.device, PhaseCost())
-    rng = torch.Generator(generator.device).manual_seed(seed)
-    return Past(generator, generator.classes, rng, classifier=solver)
 
 
 class Comparison(PluginMetric[None]):

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from avalanche_magd.distillation.distillation import Distillation, Past
 from avalanche_magd.generator import DiffusionGenerator
-from avalanche_magd.metrics.comparison import past_as_it_is
 from avalanche_magd.pictures import draw_grid, to_image
 from avalanche_magd.samplers import make_sampler
 from avalanche_magd.sampling import Trajectory, jittered_grid, sample
+from avalanche_magd.solver import past_as_it_is
 
 MAX_ROWS: Final = 20
 """Classes in a picture: those with the smallest numbers."""

@@ -14,7 +14,8 @@ from torch import Tensor
 from avalanche_magd.cost import Cost
 from avalanche_magd.distillation.batch import LessonBatch
 from avalanche_magd.distillation.cggd import Classifier
-from avalanche_magd.distillation.distillation import Distillation, Past
+from avalanche_magd.distillation.distillation import Distillation
+from avalanche_magd.distillation.past import Past
 from avalanche_magd.distillation.pool import Pool
 from avalanche_magd.distillation.teacher import learning
 from avalanche_magd.generator import DiffusionGenerator

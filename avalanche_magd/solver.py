@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from avalanche_magd.cost import PhaseCost
 from avalanche_magd.distillation import Pool
-from avalanche_magd.distillation.distillation import Past
+from avalanche_magd.distillation.past import Past
 from avalanche_magd.generator import DiffusionGenerator
 from avalanche_magd.sampling import images_at_once
 

@@ -17,7 +17,7 @@ LAYERS = [
     {"cost", "distillation.batch"},
     {"distillation.draft", "distillation.nigd", "distillation.sggd", "distillation.cggd"},
     {"distillation.teacher", "distillation.loss", "distillation.pool"},
-    {"distillation.magd"},
+    {"distillation.magd", "distillation.past"},
     {"distillation.baselines", "distillation.distillation"},
     {"distillation"},
     {"rehearsal", "replay", "resuming", "solver"},

@@ -15,9 +15,10 @@ from avalanche_magd.classes import NULL_LABEL
 from avalanche_magd.distillation import MAGD, Distillation, LessonBatch
 from avalanche_magd.distillation.batch import noised_lessons
 from avalanche_magd.distillation.cggd import ClassifierFreeGuidance
-from avalanche_magd.distillation.distillation import Past, _batches
+from avalanche_magd.distillation.distillation import _batches
 from avalanche_magd.distillation.loss import current_share, squared_errors, total_loss
 from avalanche_magd.distillation.nigd import trajectory_lessons
+from avalanche_magd.distillation.past import Past
 from avalanche_magd.distillation.pool import Pool, stratified_draw
 from avalanche_magd.distillation.sggd import outside_band
 from avalanche_magd.distillation.teacher import EmaTeacher

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from avalanche_magd import MAGDPlugin
 from avalanche_magd.benchmarks import split_digits
 from avalanche_magd.distillation import MAGD, Distillation, baselines
-from avalanche_magd.distillation.distillation import Past
+from avalanche_magd.distillation.past import Past
 from avalanche_magd.metrics import (
     EfficientNetFeatures,
     InceptionFeatures,

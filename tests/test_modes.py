@@ -17,8 +17,8 @@ from avalanche_magd.benchmarks import split_digits
 from avalanche_magd.classes import NULL_LABEL
 from avalanche_magd.distillation import MAGD, Distillation, LessonBatch, Pool, baselines
 from avalanche_magd.distillation.cggd import ClassifierFreeGuidance, ClassifierGuidance
-from avalanche_magd.distillation.distillation import Past
 from avalanche_magd.distillation.nigd import trajectory_lessons
+from avalanche_magd.distillation.past import Past
 from avalanche_magd.distillation.sggd import safe_band
 from avalanche_magd.samplers import make_sampler
 from avalanche_magd.sampling import reverse_runs, sample

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny import tiny_generator
 
 from avalanche_magd.distillation import Distillation, Pool
-from avalanche_magd.distillation.distillation import Past
+from avalanche_magd.distillation.past import Past
 from avalanche_magd.replay import Replay, append_replay, soft_label_loss, trim_replay
 
 

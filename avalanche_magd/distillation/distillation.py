@@ -20,16 +20,16 @@ from avalanche_magd.classes import NULL_LABEL
 from avalanche_magd.distillation.batch import LessonBatch, ask_again
 from avalanche_magd.distillation.cggd import (
     LABEL_DROPOUT,
-    Classifier,
     ClassifierFreeGuidance,
     ClassifierGuidance,
     without_class,
 )
 from avalanche_magd.distillation.draft import Draft, Mode, Source
 from avalanche_magd.distillation.magd import MAGD
+from avalanche_magd.distillation.past import Past
 from avalanche_magd.distillation.pool import Pool, image_bytes, lesson_bytes
 from avalanche_magd.generator import DiffusionGenerator
-from avalanche_magd.processes import Processes, is_main_process
+from avalanche_magd.processes import is_main_process
 from avalanche_magd.randomness import SeededGenerator
 from avalanche_magd.samplers import DEFAULT_SAMPLER, Images, Indices, SamplerName, check_sampler
 from avalanche_magd.sampling import (
@@ -41,37 +41,6 @@ from avalanche_magd.sampling import (
 )
 
 EVEN, SMALL = 8, 16
-
-
-def _no_images(count: int, rng: torch.Generator) -> Images:
-    raise RuntimeError("There is no current experience to take images from.")
-
-
-@dataclass(frozen=True)
-class Past:
-    """Who is asked about the past.
-
-    Attributes:
-        teacher: the generator as it was taught so far.
-        classes: that it shall generate, ascending.
-        rng: source of randomness, on the teacher's device.
-        current_images: that many images of the current experience, in [−1, 1], drawn at random.
-        classifier: the solver of the past, where :attr:`Distillation.asks_solver` says so.
-        processes: among which generation is dealt out.
-    """
-
-    teacher: DiffusionGenerator
-    classes: list[int]
-    rng: torch.Generator
-    current_images: Callable[[int, torch.Generator], Images] = _no_images
-    classifier: Classifier | None = None
-    processes: Processes = field(default_factory=Processes)
-
-    def recognised(self, images: Images) -> Indices:
-        """The class that the solver of the past sees in each image, in [−1, 1]."""
-        assert self.classifier is not None
-        best = self.classifier(images, self.classes).argmax(1)
-        return torch.tensor(self.classes, device=best.device)[best]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from avalanche_magd.arguments import check_count
 from avalanche_magd.classes import NULL_LABEL
-from avalanche_magd.distillation.distillation import Past
+from avalanche_magd.distillation.past import Past
 from avalanche_magd.metrics.judge import Judge
 from avalanche_magd.solver import past_as_it_is
 

@@ -12,7 +12,8 @@ from avalanche.evaluation.metric_results import MetricValue, TensorImage
 from avalanche.evaluation.metric_utils import get_metric_name
 from torch import Tensor
 
-from avalanche_magd.distillation.distillation import Distillation, Past
+from avalanche_magd.distillation.distillation import Distillation
+from avalanche_magd.distillation.past import Past
 from avalanche_magd.generator import DiffusionGenerator
 from avalanche_magd.pictures import draw_grid, to_image
 from avalanche_magd.samplers import make_sampler

@@ -12,6 +12,7 @@
 """
 
 import argparse
+import math
 import re
 import statistics
 from collections.abc import Callable
@@ -76,6 +77,8 @@ GROUPS: dict[str, dict[str, Row]] = {
     },
     "parts": {
         "magd_sggd": Row({"mode": MAGD(snr_band=(0.01, 30.0))}),
+        "magd_noisy_sggd": Row({"mode": MAGD(snr_band=(0.01, math.inf))}),
+        "magd_clean_sggd": Row({"mode": MAGD(snr_band=(0.0, 30.0))}),
         "magd_safe_sggd": Row({"mode": MAGD(snr_band="safe")}),
         "magd_half_nigd": Row({"mode": MAGD(trajectory_share=0.5)}),
         "magd_without_cggd": Row({"conditional": False}),

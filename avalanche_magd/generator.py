@@ -74,6 +74,8 @@ class DiffusionGenerator(DynamicModule, Generator):
         beta_schedule: name of the noise schedule. ``prediction_type="epsilon"`` with
             ``beta_schedule="linear"`` is the setting of the earlier literature.
         num_train_timesteps: number of noise levels.
+        beta_start: of the noise schedule, as diffusers' schedulers have it.
+        beta_end: likewise.
         num_inference_steps: network calls that :meth:`generate` spends on an image.
         dtype: precision in which the network computes, by autocast; its weights keep theirs.
             ``torch.bfloat16`` is for processors that have units for it. Default: bfloat16 on CUDA,
@@ -101,6 +103,8 @@ class DiffusionGenerator(DynamicModule, Generator):
         prediction_type: PredictionType = "v_prediction",
         beta_schedule: BetaSchedule = "squaredcos_cap_v2",
         num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
         num_inference_steps: int = 10,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -114,7 +118,9 @@ class DiffusionGenerator(DynamicModule, Generator):
             self.latent_shape = pixel_range.shape
         self.network = default_network(self.latent_shape) if network is None else network
         check_network(self.network, self.latent_shape[0])
-        self.schedule = NoiseSchedule(prediction_type, beta_schedule, num_train_timesteps)
+        self.schedule = NoiseSchedule(
+            prediction_type, beta_schedule, num_train_timesteps, beta_start, beta_end
+        )
         self.num_inference_steps = num_inference_steps
         self.dtype = dtype
         self.class_table = ClassTable()
@@ -334,9 +340,7 @@ class DiffusionGenerator(DynamicModule, Generator):
             autoencoder = type(self.pixel_range.autoencoder).__name__
         settings = {
             "image_shape": self.image_shape,
-            "prediction_type": self.schedule.prediction_type,
-            "beta_schedule": self.schedule.beta_schedule,
-            "num_train_timesteps": self.schedule.num_train_timesteps,
+            **self.schedule.settings,
             "num_inference_steps": self.num_inference_steps,
             "classes": self.class_table.rows,
             "pixel_range": self.pixel_range.ends,

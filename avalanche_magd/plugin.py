@@ -3,7 +3,7 @@
 ==============================  =================================================================
 callback                        what happens
 ==============================  =================================================================
-before_training                 refuse a second MAGD plugin
+before_training                 refuse a second MAGD plugin; warn who has no use for one
 after_train_dataset_adaptation  check the data; build the generator; fill the pool with the past;
                                 the generator learns the experience, and generates it if asked to
 before_training_iteration       generated images join the mini-batch
@@ -51,7 +51,7 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
     """Replays the past to any supervised Avalanche strategy, and stores no data.
 
     ``plugins=[MAGDPlugin()]`` is all that a strategy needs. From its second experience on, each
-    mini-batch is joined by generated images of the classes that came before.
+    mini-batch is joined by generated images of the classes that came before, and of current ones.
 
     Args:
         generator_strategy: trains the generator. Default: one that is built when the first
@@ -82,7 +82,8 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
             :class:`MAGDTraining`.
         seed: of everything random here but a given ``generator_strategy``, which has its own.
             Default: torch's initial seed. The strategy's own randomness is never touched.
-        progress: show progress bars, if standard error is a terminal.
+        progress: show progress bars, if standard error is a terminal; a given
+            ``generator_strategy`` has a word of its own in this.
 
     Attributes:
         generator_strategy: the strategy in use; ``None`` until the first experience if it was not

@@ -82,12 +82,11 @@ class TrainingCheckpoint:
 def starting_point(training: Any, experience: Any) -> str:
     """A digest of everything that a :class:`MAGDTraining` is about to learn an experience from."""
     digest = hashlib.sha256()
-    schedule = training.model.schedule
     mode = training.distillation.mode
     settings = (
         replace(training.distillation, mode=None),
         getattr(mode, "__qualname__", mode),  # a function's repr is its address
-        (schedule.prediction_type, schedule.beta_schedule, schedule.num_train_timesteps),
+        training.model.schedule.settings,
         type(training.optimizer).__name__,
         [
             sorted((name, value) for name, value in group.items() if name != "params")

@@ -40,9 +40,14 @@ class NoiseSchedule(nn.Module):
         prediction_type: what the network's output means.
         beta_schedule: name of the noise schedule; its constants are those of diffusers.
         num_train_timesteps: T, the number of noise levels.
+        beta_start: the first β; of no account to ``squaredcos_cap_v2``.
+        beta_end: the last β, likewise.
+
+    Attributes:
+        settings: the arguments, by name.
 
     Raises:
-        ValueError: an unknown name, or fewer than two timesteps.
+        ValueError: an unknown name, fewer than two timesteps, or β not rising within (0, 1).
     """
 
     alphas_cumprod: Float[Tensor, " t"]
@@ -52,16 +57,28 @@ class NoiseSchedule(nn.Module):
         prediction_type: str = "v_prediction",
         beta_schedule: str = "squaredcos_cap_v2",
         num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
     ) -> None:
         super().__init__()
         check_name("prediction_type", prediction_type, typing.get_args(PredictionType))
         check_name("beta_schedule", beta_schedule, typing.get_args(BetaSchedule))
         if num_train_timesteps < 2:
             raise ValueError(f"num_train_timesteps must be at least 2, got {num_train_timesteps}.")
+        if not 0 < beta_start < beta_end < 1:
+            raise ValueError(
+                f"beta_start and beta_end must rise within (0, 1), got {beta_start}, {beta_end}."
+            )
         self.prediction_type = prediction_type
-        self.beta_schedule = beta_schedule
         self.num_train_timesteps = num_train_timesteps
-        betas = DDIMScheduler(num_train_timesteps, beta_schedule=beta_schedule).betas
+        self.settings = {
+            "prediction_type": prediction_type,
+            "beta_schedule": beta_schedule,
+            "num_train_timesteps": num_train_timesteps,
+            "beta_start": beta_start,
+            "beta_end": beta_end,
+        }
+        betas = DDIMScheduler(num_train_timesteps, beta_start, beta_end, beta_schedule).betas
         # In double precision: near t = 0 the noise is what float32 would round away in 1 − ᾱ.
         alphas_cumprod = (1 - betas.double()).cumprod(0)
         self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)

@@ -91,7 +91,6 @@ class MAGDTraining(SupervisedTemplate):
 
     Attributes:
         rehearsal: the past, for the student and for a solver.
-        cost: what was spent.
         curves: squared errors by kind of lesson, as training went.
 
     Raises:
@@ -166,10 +165,7 @@ class MAGDTraining(SupervisedTemplate):
         self.progress = progress
         self.rng = SeededGenerator(self.device, torch.initial_seed() if seed is None else seed)
         self.processes = Processes()
-        self.cost = Cost()
-        self.rehearsal = Rehearsal(
-            model, distillation, self.rng, self.processes, self.cost, progress
-        )
+        self.rehearsal = Rehearsal(model, distillation, self.rng, self.processes, Cost(), progress)
         self._pool_dataset: Any = None
         self.curves = LossCurves()
         self.teacher: EmaTeacher | None = None
@@ -235,6 +231,11 @@ class MAGDTraining(SupervisedTemplate):
     def distillation(self, distillation: Distillation) -> None:
         distillation.lessons_per_image(self.model)
         self.rehearsal.distillation = distillation
+
+    @property
+    def cost(self) -> Cost:
+        """What was spent so far."""
+        return self.rehearsal.cost
 
     @property
     def pool(self) -> Pool | None:

@@ -19,9 +19,10 @@ import torch
 from avalanche.evaluation.metrics import accuracy_metrics, bwt_metrics, forgetting_metrics
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin
-from study import BENCHMARKS, Solver, load
+from study import ACCURACY, BENCHMARKS, Solver, load, positive
 
 from avalanche_magd import MAGDPlugin
+from avalanche_magd.distillation import Distillation
 from avalanche_magd.metrics import generation_metrics, train_judge
 from avalanche_magd.report import write_report
 from avalanche_magd.runs import RunLogger
@@ -35,10 +36,12 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=32, help="side of a folder's images")
     parser.add_argument("--images-per-class", type=int, help="of Fashion-MNIST; default: all")
     parser.add_argument("--experiences", type=int, default=5)
-    parser.add_argument("--stop-after", type=int, help="experiences to train on; default: all")
+    parser.add_argument(
+        "--stop-after", type=positive, help="experiences to train on; default: all"
+    )
     parser.add_argument("--epochs", type=int, default=5, help="of the solver, per experience")
     parser.add_argument("--iterations", type=int, help="of the generator; default: the plugin's")
-    parser.add_argument("--pool-size", type=int, default=2000)
+    parser.add_argument("--pool-size", type=int, help="default: the plugin's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("results/any_images"))
@@ -51,7 +54,8 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     image, *_ = benchmark.train_stream[0].dataset[0]
     model = Solver(len(image), benchmark.n_classes)
-    plugin = MAGDPlugin(generator_iterations=arguments.iterations, pool_size=arguments.pool_size)
+    pool_size = arguments.pool_size or Distillation.pool_size
+    plugin = MAGDPlugin(generator_iterations=arguments.iterations, pool_size=pool_size)
     judge = train_judge(
         benchmark.train_stream, file=arguments.output / "judge.pt", device=arguments.device
     )
@@ -83,7 +87,7 @@ def main() -> None:
         accuracies = " ".join(f"{metrics[key.format(seen)]:.3f}" for seen in range(index + 1))
         seconds = time.perf_counter() - start
         print(f"after experience {index + 1} ({seconds:.0f} s): {accuracies}", flush=True)
-    print(f"final accuracy {metrics['Top1_Acc_Stream/eval_phase/test_stream/Task000']:.3f}")
+    print(f"final accuracy {metrics[ACCURACY]:.3f}")
     print(f"Report: {write_report(arguments.output)}")
 
 

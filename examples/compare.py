@@ -67,6 +67,7 @@ FORMS = {
     "LabelAgreement": ".3f",
     "teacher forwards": ",.0f",
     "generator steps": ",.0f",
+    "generator seconds": ",.0f",
     "seconds": ",.0f",
 }
 
@@ -223,21 +224,26 @@ def draw_points(runs: dict[str, list[dict[str, Any]]], column: str, label: str) 
 
 def main() -> None:
     """Run what is missing, print the table, draw the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_arguments(parser)
     parser.add_argument(
         "--methods", nargs="+", type=method_name, help="default: some of each kind"
     )
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=[], help="of methods")
     parser.add_argument("--epochs", type=int, help="of the solver; default: 20 for digits, else 2")
-    parser.add_argument("--iterations", type=int, help="of the generator; default: the plugin's")
     parser.add_argument("--pool-size", type=int, help="default: the plugin's")
-    parser.add_argument("--seconds", type=float, help="of a generator, per experience; see above")
-    parser.add_argument("--paper-scale", action="store_true", help="see above")
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--iterations", type=int, help="of the generator; default: the plugin's")
+    budget.add_argument("--seconds", type=float, help="of a generator, per experience")
+    parser.add_argument("--paper-scale", action="store_true", help="large networks; for a GPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("results/compare"))
     parser.add_argument("--table", help="name of table and figures; default: the benchmark's")
     arguments = parser.parse_args()
+    if arguments.images_per_class and arguments.benchmark != "fashion_mnist":
+        parser.error("--images-per-class is for --benchmark fashion_mnist")
     if arguments.smoke:
         arguments.epochs, arguments.iterations, arguments.pool_size = 1, 3, 20
         arguments.seeds = arguments.seeds[:1]

@@ -17,11 +17,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.training import Naive
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderKL, AutoencoderTiny
 from study import ACCURACY, Solver, silent_evaluator
 from torch import Tensor
 from torch.nn.functional import mse_loss
@@ -31,6 +30,8 @@ from avalanche_magd import DiffusionGenerator, MAGDPlugin, MAGDTraining
 from avalanche_magd.benchmarks import split_digits, split_image_folder
 from avalanche_magd.distillation import Distillation
 from avalanche_magd.distillation.pool import lesson_bytes
+
+KINDS = {each.__name__: each for each in (AutoencoderTiny, AutoencoderKL)}
 
 
 def colour(image: Tensor) -> Tensor:
@@ -66,7 +67,9 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="a folder of images; default: digits")
     parser.add_argument("--image-size", type=int, default=64, help="side of a folder's images")
     parser.add_argument("--autoencoder", help="of diffusers: its name or folder")
-    parser.add_argument("--kind", default="AutoencoderTiny", help="its class in diffusers")
+    parser.add_argument(
+        "--kind", choices=KINDS, default="AutoencoderTiny", help="its class in diffusers"
+    )
     parser.add_argument("--experiences", type=int, default=5)
     parser.add_argument("--iterations", type=int, default=600, help="of the generator")
     parser.add_argument("--epochs", type=int, default=5, help="of the solver, per experience")
@@ -92,7 +95,7 @@ def main() -> None:
     if arguments.autoencoder is None:
         autoencoder = train_autoencoder(dataset, autoencoder_steps, arguments.device)
     else:
-        kind = getattr(diffusers, arguments.kind)
+        kind = KINDS[arguments.kind]
         autoencoder = kind.from_pretrained(arguments.autoencoder).to(arguments.device)
     torch.manual_seed(0)
     generator = DiffusionGenerator(tuple(dataset[0][0].shape), autoencoder=autoencoder)

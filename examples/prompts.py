@@ -75,13 +75,15 @@ def small_network() -> PromptConditioned:
     return PromptConditioned(unet, encode_prompts(PROMPTS, fast, text_encoder.eval()))
 
 
-def pretrained(name: str) -> tuple[PromptConditioned, Any]:
-    """A pipeline's frozen UNet with adapters in its attention, and its autoencoder, if any."""
+def pretrained(name: str) -> tuple[PromptConditioned, Any, dict[str, Any]]:
+    """A pipeline's frozen UNet with adapters in its attention, its autoencoder and its noise."""
     pipeline = DiffusionPipeline.from_pretrained(name)
     embeddings = encode_prompts(PROMPTS, pipeline.tokenizer, pipeline.text_encoder)
     pipeline.unet.requires_grad_(False)
     pipeline.unet.add_adapter(LoraConfig(target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
-    return PromptConditioned(pipeline.unet, embeddings), getattr(pipeline, "vae", None)
+    told = ("prediction_type", "beta_schedule", "num_train_timesteps", "beta_start", "beta_end")
+    noise = {name: pipeline.scheduler.config[name] for name in told}
+    return PromptConditioned(pipeline.unet, embeddings), getattr(pipeline, "vae", None), noise
 
 
 def main() -> None:
@@ -101,16 +103,16 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     if arguments.pipeline is None:
-        network, autoencoder, transform = small_network(), None, None
+        network, autoencoder, noise, transform = small_network(), None, {}, None
     else:
-        network, autoencoder = pretrained(arguments.pipeline)
+        network, autoencoder, noise = pretrained(arguments.pipeline)
 
         def transform(image: torch.Tensor) -> torch.Tensor:
             return resize(image.repeat(3, 1, 1), [arguments.image_size] * 2, antialias=True)
 
     benchmark = split_digits(5, seed=0, train_transform=transform, eval_transform=transform)
     image_shape = tuple(benchmark.train_stream[0].dataset[0][0].shape)
-    generator = DiffusionGenerator(image_shape, network, autoencoder)
+    generator = DiffusionGenerator(image_shape, network, autoencoder, **noise)
     learning = [each for each in generator.parameters() if each.requires_grad]
     count = sum(each.numel() for each in learning)
     total = sum(each.numel() for each in network.parameters())

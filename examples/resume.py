@@ -32,7 +32,7 @@ FORGETTING = "StreamForgetting/eval_phase/test_stream"
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     """What a user may vary."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("resumable-run"))
+    parser.add_argument("--output", type=Path, default=Path("results/resume"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--undisturbed", action="store_true", help="write and read no checkpoint")

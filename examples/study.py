@@ -38,22 +38,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-size", type=int, default=32, help="side of a folder's images")
     parser.add_argument("--images-per-class", type=int, help="of Fashion-MNIST; default: all")
     parser.add_argument("--experiences", type=int, default=5)
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once, cores shared evenly")
+    parser.add_argument(
+        "--jobs", type=positive, default=1, help="runs at once, cores shared evenly"
+    )
     parser.add_argument("--smoke", action="store_true", help="tiny budgets, to see that it runs")
+
+
+def positive(word: str) -> int:
+    """A count, for ``argparse``."""
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
 
 
 def load(arguments: argparse.Namespace, experiences: int, seed: int) -> Any:
     """The benchmark that was asked for; the seed decides the order of classes."""
     name, root = arguments.benchmark, arguments.root
-    if name == "folder":
-        if root is None:
-            raise SystemExit("--benchmark folder needs --root.")
-        return split_image_folder(root, experiences, image_size=arguments.image_size, seed=seed)
-    if name == "fashion_mnist":
-        per_class = arguments.images_per_class
-        return split_fashion_mnist(experiences, root=root, images_per_class=per_class, seed=seed)
-    if name == "digits":
-        return split_digits(experiences, seed=seed)
+    try:
+        if name == "folder":
+            if root is None:
+                raise SystemExit("--benchmark folder needs --root.")
+            size = arguments.image_size
+            return split_image_folder(root, experiences, image_size=size, seed=seed)
+        if name == "fashion_mnist":
+            each = arguments.images_per_class
+            return split_fashion_mnist(experiences, root=root, images_per_class=each, seed=seed)
+        if name == "digits":
+            return split_digits(experiences, seed=seed)
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(str(error)) from error
     try:
         return DOWNLOADED[name](experiences, seed=seed, dataset_root=root)
     except (OSError, RuntimeError) as error:
@@ -131,9 +145,7 @@ def finish(
         work: a run, in a process of its own; what it gives back becomes the line.
         jobs: how many at once.
     """
-    lines = {}
-    if file.exists():
-        lines = {line["key"]: line for line in map(json.loads, file.read_text().splitlines())}
+    lines = _read(file)
     failures: list[str] = []
     missing = {key: task for key, task in tasks.items() if key not in lines}
     if jobs > 1 and process_count() > 1:
@@ -145,10 +157,11 @@ def finish(
         futures = {pool.submit(work, *task): key for key, task in missing.items()}
         for done in as_completed(futures):
             if (error := done.exception()) is not None:
-                failures.append(f"{missing[futures[done]]}: {error!r}")
+                failures.append(f"{missing[futures[done]][:2]}: {error!r}")
                 say(f"failed: {failures[-1]}")
                 continue
-            lines[futures[done]] = line = {"key": futures[done], **done.result()}
+            line = {"key": futures[done], **done.result()}
+            lines = lines | _read(file) | {futures[done]: line}  # another study may write there
             if is_main_process():
                 unfinished = file.with_suffix(".partial")
                 unfinished.write_text("".join(json.dumps(each) + "\n" for each in lines.values()))
@@ -157,6 +170,13 @@ def finish(
     if failures:
         raise SystemExit("\n".join([f"{len(failures)} runs failed:", *failures]))
     return {key: lines[key] for key in tasks}
+
+
+def _read(file: Path) -> dict[str, dict[str, Any]]:
+    """Lines by key; none if there is no file yet."""
+    if not file.exists():
+        return {}
+    return {line["key"]: line for line in map(json.loads, file.read_text().splitlines())}
 
 
 def _share_cores(jobs: int) -> None:

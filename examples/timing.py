@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader
 
 from avalanche_magd import DiffusionGenerator, MAGDTraining
 from avalanche_magd.benchmarks import split_digits, split_fashion_mnist
-from avalanche_magd.cost import Cost, PhaseCost
+from avalanche_magd.cost import Cost
 from avalanche_magd.distillation import MAGD, Distillation, baselines
 from avalanche_magd.solver import PastSolver
 
@@ -86,7 +86,7 @@ class Timed:
         """Teach the second experience for some steps."""
         training = self.training
         training.train_iterations = iterations
-        training.cost = Cost(solver=PhaseCost())
+        training.rehearsal.cost = Cost()
         experience = self.benchmark.train_stream[1]
         training.fill_pool(experience, self.solver)
         training.train(experience, eval_streams=[])

@@ -454,5 +454,5 @@ def test_a_missing_extra_is_named(
     network: type[nn.Module], extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("avalanche_magd.metrics.features.find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=rf"avalanche-magd\[{extra}\]"):
+    with pytest.raises(ModuleNotFoundError, match=rf"install '\.\[{extra}\]'"):
         network()

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -51,6 +52,13 @@ def test_the_true_prediction_denoises_to_the_true_image(
     torch.testing.assert_close(x_0_again, x_0, atol=max(tolerance, 1e-5), rtol=0)
 
 
+def test_a_schedule_with_ends_of_its_own_is_that_of_diffusers() -> None:
+    ends = (0.00085, 0.012)
+    theirs = DDPMScheduler(1000, *ends, "scaled_linear").alphas_cumprod
+    ours = NoiseSchedule("epsilon", "scaled_linear", 1000, *ends).alphas_cumprod
+    torch.testing.assert_close(ours.float(), theirs)
+
+
 def test_the_table_keeps_double_precision_when_the_generator_is_cast() -> None:
     schedule = NoiseSchedule().half()
     assert schedule.alphas_cumprod.dtype == torch.float64
@@ -63,6 +71,7 @@ def test_the_table_keeps_double_precision_when_the_generator_is_cast() -> None:
         (("velocity",), "prediction_type must be one of epsilon, v_prediction, sample"),
         (("epsilon", "cosine"), "beta_schedule must be one of linear"),
         (("epsilon", "linear", 1), "num_train_timesteps must be at least 2"),
+        (("epsilon", "linear", 1000, 0.02, 0.01), "beta_start and beta_end must rise"),
     ],
 )
 def test_unknown_schedules_are_refused(arguments: tuple[Any, ...], message: str) -> None:

@@ -129,7 +129,8 @@ class Distillation:
             raise ValueError(
                 f"max_pool_bytes={self.max_pool_bytes:,} does not hold "
                 f"pool_size={self.pool_size:,} images of shape {generator.image_shape}"
-                f"{' with a lesson each' if wanted else ''}: that takes {needed:,} bytes."
+                f"{' with a lesson each' if wanted else ''}: that takes {needed:,} bytes. Lower "
+                "pool_size or raise max_pool_bytes."
             )
         return min(wanted, left // each_lesson)
 

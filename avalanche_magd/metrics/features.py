@@ -19,7 +19,7 @@ class InceptionFeatures(nn.Module):
     """The Inception network of FID: 2048 features; downloads its weights at the first use.
 
     Raises:
-        ModuleNotFoundError: ``pip install 'avalanche-magd[fid]'`` was not run.
+        ModuleNotFoundError: ``pip install '.[fid]'`` was not run.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class EfficientNetFeatures(nn.Module):
     Distances of these features are never called FID.
 
     Raises:
-        ModuleNotFoundError: ``pip install 'avalanche-magd[features]'`` was not run.
+        ModuleNotFoundError: ``pip install '.[features]'`` was not run.
     """
 
     def __init__(self) -> None:
@@ -80,6 +80,7 @@ def _require(module: str, extra: str) -> None:
     """Refuse early, and say what to install."""
     if find_spec(module) is None:
         raise ModuleNotFoundError(
-            f"This feature network needs {module}: pip install 'avalanche-magd[{extra}]'. "
+            f"This feature network needs {module}: install avalanche-magd with its extra, pip "
+            f"install '.[{extra}]' in the project's folder. "
             "Without it, the judge's own features serve."
         )

@@ -186,8 +186,10 @@ def with_buffer(name: str, size: int, known: Known) -> Method:
 def vae(known: Known, strong: bool) -> Method:
     """Avalanche's generative replay: its default generator, or the best we found.
 
-    The best of eight settings on digits, two seeds, has a wider latent space, four times the
-    epochs and a smaller learning rate: 0.88 instead of 0.64.
+    The best of eight settings on digits has a wider latent space, four times the epochs and a
+    smaller learning rate. On Fashion-MNIST, 1,500 images per class, it gains most from as many
+    generated rows for each earlier experience as there are real ones: 0.54 instead of 0.40 in the
+    mean of two seeds; other widths, rates and epochs do no better there.
     """
     network = MlpVAE(known.image_shape, nhid=32 if strong else 2)
     learner = VAETraining(
@@ -198,11 +200,13 @@ def vae(known: Known, strong: bool) -> Method:
         criterion=VAE_loss,
         train_mb_size=known.common["train_mb_size"],
         train_epochs=known.common["train_epochs"] * (4 if strong else 1),
-        plugins=[GenerativeReplayPlugin()],
+        plugins=[GenerativeReplayPlugin(increasing_replay_size=strong)],
         device=known.common["device"],
         evaluator=silent_evaluator(),
     )
-    strategy = GenerativeReplay(generator_strategy=learner, **known.common)
+    strategy = GenerativeReplay(
+        generator_strategy=learner, increasing_replay_size=strong, **known.common
+    )
     return Method(strategy, lambda: weight_bytes(network))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from avalanche_magd.card import table as table
+from avalanche_magd.card import table
 from avalanche_magd.pictures import DPI, draw_curves, draw_losses, draw_matrix
 from avalanche_magd.runs import Row, Run, read_runs
 

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,46 @@ def test_two_folders_of_images_are_two_benchmarks(
         for benchmark, folder in (("folder", "cats"), ("folder", "dogs"), ("cifar10", "dogs"))
     }
     assert names == {"folder-cats", "folder-dogs", "cifar10"}
+
+
+def line(name: str, file: Path) -> dict[str, Any]:
+    """A run during which another study writes a line of its own to the same file."""
+    with file.open("a") as stream:
+        stream.write(json.dumps({"key": "another", "name": "another"}) + "\n")
+    return {"name": name, "seed": 0, "accuracy": 1.0}
+
+
+def test_two_studies_may_write_one_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES[0].parent))
+    study = importlib.import_module("study")
+    monkeypatch.setattr(study, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
+    file = tmp_path / "study.jsonl"
+    assert list(study.finish(file, {"mine": ("mine", file)}, line, 1)) == ["mine"]
+    assert [json.loads(each)["key"] for each in file.read_text().splitlines()] == [
+        "another",
+        "mine",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--images-per-class", "3"], "--images-per-class is for --benchmark fashion_mnist"),
+        (["--jobs", "0"], "must be at least 1, got 0"),
+        (["--seconds", "1", "--iterations", "1"], "not allowed with argument"),
+        (["--benchmark", "folder"], "--benchmark folder needs --root"),
+        (["--benchmark", "folder", "--root", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_a_study_that_cannot_be_made_is_refused_in_a_line(
+    words: list[str], message: str, tmp_path: Path
+) -> None:
+    command = [sys.executable, str(EXAMPLES[0].with_name("compare.py")), *words]
+    command += ["--output", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_the_readmes_code_imports_all_that_it_names() -> None:

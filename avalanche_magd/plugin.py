@@ -71,7 +71,8 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
             generated images from real ones. Not on online streams, nor from a generator that is
             told no classes.
         soft_label_weight: weight of a loss that draws the solver's answers on generated images of
-            old classes towards those that it gave before the experience; 0 switches it off.
+            old classes towards those that it gave before the experience, within each head; 0
+            switches it off. The solver has to be trained on logits.
         select: whether to replay only those generated images in which the solver of the past sees
             their class.
         snr_band: SGGD's band, see :class:`~avalanche_magd.distillation.MAGD`.
@@ -225,7 +226,6 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
         if self.select or self.soft_label_weight:
             logits = solver.of_pool(pool)
             if self.soft_label_weight:
-                _check_one_head(solver.generator)
                 replay.soft_labels = logits
             if self.select:
                 seen = torch.tensor(pool.classes, device=logits.device)[logits.argmax(1)]
@@ -266,20 +266,34 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
         self._real_rows = real_rows
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
-        """Soft labels join the loss."""
+        """Soft labels join the loss.
+
+        Raises:
+            ValueError: the solver's output has no logit for each old class.
+        """
         if self._real_rows is None or self.replay is None or self.replay.soft_labels is None:
             return
         assert self._slots is not None
         if not len(self._slots):
             return
         assert self.generator is not None
-        past = self.replay.past
+        past, table, output = self.replay.past, self.generator.class_table, strategy.mb_output
         numbers = torch.tensor(past.classes, device=self._slots.device)
-        columns, _ = self.generator.class_table.labels_of(numbers)
+        columns, heads = table.labels_of(numbers)
+        if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[1] <= columns.max():
+            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(
+                "Soft labels need a solver that is trained on logits, one for each class; "
+                f"{type(strategy).__name__}'s output is {shape}: set soft_label_weight=0."
+            )
+        of_rows = heads[torch.searchsorted(numbers, past.labels[self._slots])]
         rows = slice(self._real_rows, self._real_rows + len(self._slots))
-        logits = strategy.mb_output[rows][:, columns.to(strategy.mb_output.device)]
-        soft = self.replay.soft_labels[self._slots].to(logits.device)
-        strategy.loss = strategy.loss + self.soft_label_weight * soft_label_loss(logits, soft)
+        asked = (
+            output[rows][:, columns.to(output.device)],
+            self.replay.soft_labels[self._slots].to(output.device),
+            (of_rows[:, None] == heads).to(output.device),
+        )
+        strategy.loss = strategy.loss + self.soft_label_weight * soft_label_loss(*asked)
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Generated images leave the mini-batch."""
@@ -317,8 +331,3 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
             seed = torch.initial_seed() if self.seed is None else self.seed
             self._rng = SeededGenerator(self.generator_strategy.device, seed + solver_rank())
         return self._rng
-
-
-def _check_one_head(generator: DiffusionGenerator) -> None:
-    if len({task for _, _, task in generator.class_table.rows}) > 1:
-        raise ValueError("Soft labels need a solver with one head: set soft_label_weight=0.")

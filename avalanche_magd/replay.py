@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -16,6 +16,9 @@ from avalanche_magd.distillation import Pool
 
 TEMPERATURE = 2.0
 """Of soft labels: what softens the solver's old and new answers alike."""
+
+OTHER_HEAD = -1e4
+"""A logit that leaves no probability, and is finite in half precision."""
 
 
 @dataclass
@@ -74,17 +77,24 @@ class Replay:
 
 
 def soft_label_loss(
-    logits: Float[Tensor, "n k"], soft_labels: Float[Tensor, "n k"]
+    logits: Float[Tensor, "n k"],
+    soft_labels: Float[Tensor, "n k"],
+    same_head: Bool[Tensor, "n k"],
 ) -> Float[Tensor, ""]:
     """``τ² KL(softmax(soft/τ) ‖ softmax(logits/τ))``, mean over rows, τ = :data:`TEMPERATURE`.
 
-    Both over the old classes alone, in the same order.
+    Args:
+        logits: the solver's, over the old classes alone.
+        soft_labels: what it said before, in the same order.
+        same_head: whether a class belongs to the row's head; others do not count.
 
     References:
         Hinton et al. 2015, *Distilling the knowledge in a neural network*.
     """
-    target = functional.log_softmax(soft_labels / TEMPERATURE, 1)
-    prediction = functional.log_softmax(logits / TEMPERATURE, 1)
+    target, prediction = (
+        functional.log_softmax(each.masked_fill(~same_head, OTHER_HEAD) / TEMPERATURE, 1)
+        for each in (soft_labels, logits)
+    )
     divergence = functional.kl_div(prediction, target, reduction="batchmean", log_target=True)
     return TEMPERATURE**2 * divergence
 

@@ -16,9 +16,11 @@ from tiny import naive, tiny_generator, tiny_plugin, tiny_training
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from avalanche_magd import plugin as magd_plugin
 from avalanche_magd.benchmarks import split_digits
 from avalanche_magd.classes import NULL_LABEL, ClassTable, classes_of
 from avalanche_magd.distillation import Distillation
+from avalanche_magd.replay import soft_label_loss
 
 
 class Shown(SupervisedPlugin):
@@ -106,16 +108,21 @@ def test_a_hundred_classes_in_ten_experiences_stay_within_the_arguments_bounds()
     assert counts.max() <= 3
 
 
-@pytest.mark.parametrize("from_zero", [False, True])
-def test_heads_get_the_classes_of_their_own_task(from_zero: bool) -> None:
+def heads_of_digits(from_zero: bool) -> Any:
+    """Digits in five tasks of two classes, whose indices begin with 0 in each task or do not."""
     samples = [sample for exp in split_digits(5, seed=0).train_stream for sample in exp.dataset]
     images = torch.stack([image for image, *_ in samples])
     labels = [label for _, label, _ in samples]
     data = TensorDataset(images, torch.tensor(labels))
     dataset = AvalancheDataset([data], data_attributes=[DataAttribute(labels, "targets")])
-    benchmark = nc_benchmark(
+    return nc_benchmark(
         dataset, dataset, 5, task_labels=True, seed=0, class_ids_from_zero_in_each_exp=from_zero
     )
+
+
+@pytest.mark.parametrize("from_zero", [False, True])
+def test_heads_get_the_classes_of_their_own_task(from_zero: bool) -> None:
+    benchmark = heads_of_digits(from_zero)
     shown, plugin = Shown(), tiny_plugin()
     model = MTSimpleMLP(input_size=64, hidden_size=16)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -135,6 +142,32 @@ def test_heads_get_the_classes_of_their_own_task(from_zero: bool) -> None:
     if from_zero:
         assert {label for label, _ in before} == {0, 1}
         assert plugin.generator.classes == list(range(6))
+
+
+@pytest.mark.parametrize("from_zero", [False, True])
+def test_soft_labels_are_what_each_head_said_before(
+    from_zero: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = []
+
+    def recorded(*arguments: torch.Tensor) -> torch.Tensor:
+        losses.append(soft_label_loss(*arguments))
+        return losses[-1]
+
+    monkeypatch.setattr(magd_plugin, "soft_label_loss", recorded)
+    model = MTSimpleMLP(input_size=64, hidden_size=16)
+    model.features[-1].p = 0.0  # dropout
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    plugin = tiny_plugin(soft_label_weight=1.0)
+    strategy = Naive(
+        model=model, optimizer=optimizer, train_mb_size=32, plugins=[plugin], evaluator=None
+    )
+    first, second, third = heads_of_digits(from_zero).train_stream[:3]
+    strategy.train([first, second])
+    losses.clear()
+    strategy.train(third)  # of two heads, which at its first step are those of the past
+    assert losses[0].item() == pytest.approx(0, abs=1e-6)
+    assert losses[-1].item() > 1e-5
 
 
 def test_classes_of_two_tasks_with_one_index_are_taught_apart() -> None:

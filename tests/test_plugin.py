@@ -14,7 +14,7 @@ from avalanche.evaluation import PluginMetric
 from avalanche.models import SimpleMLP
 from avalanche.training import Cumulative, JointTraining, VAETraining
 from avalanche.training.plugins import EvaluationPlugin
-from compatibility import two_columns
+from compatibility import scr_strategy, two_columns
 from tiny import naive, tiny_generator, tiny_plugin, tiny_training
 from torch import Tensor
 from torch.utils.data import TensorDataset
@@ -206,6 +206,23 @@ def test_soft_labels_draw_the_solver_towards_its_old_answers(digits: Any) -> Non
             answers.append(strategy.model.eval()(images)[:, old].softmax(1))
         drift[weight] = (answers[1] - answers[0]).abs().mean().item()
     assert drift[50.0] < drift[0.0] / 2
+
+
+def test_soft_labels_refuse_a_solver_that_is_trained_on_something_else(digits: Any) -> None:
+    model = SimpleMLP(num_classes=10, input_size=64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    plugin = tiny_plugin(soft_label_weight=0.5)
+    strategy = scr_strategy(
+        model,
+        optimizer=optimizer,
+        train_mb_size=32,
+        criterion=None,
+        plugins=[plugin],
+        evaluator=None,
+    )
+    strategy.train(digits.train_stream[0])
+    with pytest.raises(ValueError, match=r"one for each class; SCR's output is .*: set soft"):
+        strategy.train(digits.train_stream[1])
 
 
 def test_the_solver_of_the_past_selects_what_is_replayed(digits: Any) -> None:

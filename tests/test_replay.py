@@ -92,8 +92,21 @@ def test_selected_images_alone_are_drawn_but_no_class_is_lost() -> None:
 
 def test_soft_labels_are_matched_exactly_by_the_same_answer() -> None:
     soft = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, 1.0]])
-    assert soft_label_loss(soft + 7, soft).item() == pytest.approx(0, abs=1e-6)
+    one_head = torch.ones(2, 3, dtype=torch.bool)
+    assert soft_label_loss(soft + 7, soft, one_head).item() == pytest.approx(0, abs=1e-6)
     logits = torch.zeros(2, 3)
     target = (soft / 2).softmax(1)
     by_hand = 4 * (target * (target.log() - torch.tensor(1 / 3).log())).sum(1).mean()
-    assert soft_label_loss(logits, soft).item() == pytest.approx(by_hand.item(), rel=1e-5)
+    assert soft_label_loss(logits, soft, one_head).item() == pytest.approx(by_hand.item())
+
+
+def test_soft_labels_are_matched_within_each_head() -> None:
+    logits = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, 1.0]], requires_grad=True)
+    soft = torch.tensor([[0.3, 1.0, 9.0], [-8.0, 7.0, 1.0]])
+    same_head = torch.tensor([[True, True, False], [False, False, True]])
+    loss = soft_label_loss(logits, soft, same_head)
+    alone = soft_label_loss(logits[:1, :2], soft[:1, :2], same_head[:1, :2])
+    assert loss.item() == pytest.approx(alone.item() / 2)  # a head of one class has one answer
+    torch.autograd.backward(loss)
+    assert logits.grad is not None
+    assert logits.grad[~same_head].eq(0).all()

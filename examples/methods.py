@@ -2,7 +2,9 @@
 
 * bounds: ``naive``, ``joint``, ``cumulative``;
 * Avalanche's methods with a buffer of as many images as the name says: ``replay-500``,
-  ``der-500``, ``er_ace-500``, ``gdumb-500``, ``icarl-500``;
+  ``der-500``, ``er_ace-500``, ``gdumb-500``, ``icarl-500``; ``balanced_replay-500`` draws so many
+  of them that in the last experience each class has the same rows in a mini-batch, as MAGD does in
+  each;
 * its methods without one: ``ewc``, ``lwf``, ``si``;
 * its generative replay by a VAE: ``vae`` as shipped, ``strong_vae`` as strong as we could make it;
 * this package: ``magd`` is ``MAGDPlugin()``. The others, in groups, differ from it by what
@@ -37,7 +39,7 @@ from avalanche.training import (
     SynapticIntelligence,
     VAETraining,
 )
-from avalanche.training.plugins import GenerativeReplayPlugin
+from avalanche.training.plugins import GenerativeReplayPlugin, ReplayPlugin
 from diffusers import UNet2DModel
 from study import Solver, silent_evaluator
 from torch import nn
@@ -116,7 +118,7 @@ GROUPS: dict[str, dict[str, Row]] = {
     },
 }
 ROWS = {name: row for group in GROUPS.values() for name, row in group.items()}
-BUFFERS = ("replay", "der", "er_ace", "gdumb", "icarl")
+BUFFERS = ("replay", "balanced_replay", "der", "er_ace", "gdumb", "icarl")
 OTHERS = ("naive", "joint", "cumulative", "ewc", "lwf", "si", "vae", "strong_vae")
 
 
@@ -159,6 +161,9 @@ def with_buffer(name: str, size: int, known: Known) -> Method:
     stored = image_bytes(known, size)
     if name == "replay":
         strategy = Replay(mem_size=size, **common)
+    elif name == "balanced_replay":
+        old = batch * (known.arguments.experiences - 1)
+        strategy = Naive(plugins=[ReplayPlugin(size, batch_size_mem=old)], **common)
     elif name == "der":
         strategy = DER(mem_size=size, batch_size_mem=batch, **common)
         stored += min(size, known.images) * known.classes * 4  # logits

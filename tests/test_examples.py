@@ -21,7 +21,7 @@ EXAMPLES = sorted(
     for file in (Path(__file__).parents[1] / "examples").glob("*.py")
     if file.stem not in {"methods", "study"}  # parts of other examples
 )
-METHODS = ["replay-50", "icarl-50", "strong_vae", "magd", "ddgr_published"]
+METHODS = ["replay-50", "balanced_replay-50", "icarl-50", "strong_vae", "magd", "ddgr_published"]
 LOSSES = ["replay_weight-0.25", "replay_weight-4", "current_weight-0.1"]
 ARGUMENTS = {
     "compare": ["--output", "{folder}", "--seconds", "1", "--methods", *METHODS],
@@ -54,7 +54,7 @@ def test_an_example_runs(example: Path, tmp_path: Path) -> None:
     if example.stem == "compare":
         check_comparison(tmp_path / "digits.jsonl", printed)
         again = run(example, tmp_path, "naive", "--groups", "losses", "--table", "more")
-        assert "5 of 9 runs are there" in again
+        assert "6 of 10 runs are there" in again
         assert all(f"| {name} | 1 |" in again for name in ["naive", *LOSSES])
         assert (tmp_path / "more.md").read_text().strip() in again
         assert (tmp_path / "digits.md").read_text().strip() in printed

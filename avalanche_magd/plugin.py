@@ -35,7 +35,7 @@ from avalanche_magd.distillation.sggd import SnrBand
 from avalanche_magd.generator import DiffusionGenerator
 from avalanche_magd.processes import solver_rank
 from avalanche_magd.randomness import SeededGenerator, seeded
-from avalanche_magd.replay import Replay, append_replay, soft_label_loss, trim_replay
+from avalanche_magd.replay import Replay, append_replay, trim_replay
 from avalanche_magd.samples import check_dataset, check_minibatch
 from avalanche_magd.solver import PastSolver
 from avalanche_magd.training import MAGDTraining, is_part
@@ -277,23 +277,10 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
         if not len(self._slots):
             return
         assert self.generator is not None
-        past, table, output = self.replay.past, self.generator.class_table, strategy.mb_output
-        numbers = torch.tensor(past.classes, device=self._slots.device)
-        columns, heads = table.labels_of(numbers)
-        if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[1] <= columns.max():
-            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(
-                "Soft labels need a solver that is trained on logits, one for each class; "
-                f"{type(strategy).__name__}'s output is {shape}: set soft_label_weight=0."
-            )
-        of_rows = heads[torch.searchsorted(numbers, past.labels[self._slots])]
         rows = slice(self._real_rows, self._real_rows + len(self._slots))
-        asked = (
-            output[rows][:, columns.to(output.device)],
-            self.replay.soft_labels[self._slots].to(output.device),
-            (of_rows[:, None] == heads).to(output.device),
-        )
-        strategy.loss = strategy.loss + self.soft_label_weight * soft_label_loss(*asked)
+        table = self.generator.class_table
+        drift = self.replay.drift(strategy, rows, self._slots, table)
+        strategy.loss = strategy.loss + self.soft_label_weight * drift
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Generated images leave the mini-batch."""

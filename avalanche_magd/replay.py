@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from avalanche_magd.classes import ClassTable
 from avalanche_magd.distillation import Pool
 
 TEMPERATURE = 2.0
@@ -74,6 +75,36 @@ class Replay:
             images = torch.cat([images, self.current.images_of(more)])
             numbers = torch.cat([numbers, self.current.labels[more]])
         return images, numbers, slots
+
+    def drift(
+        self, strategy: Any, rows: slice, slots: Int[Tensor, " m"], table: ClassTable
+    ) -> Float[Tensor, ""]:
+        """How far the strategy's output is from the soft labels, within each head.
+
+        Args:
+            strategy: after its forward pass.
+            rows: of its output, those that come from ``past``.
+            slots: where each comes from.
+            table: knows each class's column and head.
+
+        Raises:
+            ValueError: the output has no logit for each old class.
+        """
+        assert self.soft_labels is not None
+        output, numbers = strategy.mb_output, torch.tensor(self.past.classes, device=slots.device)
+        columns, heads = table.labels_of(numbers)
+        if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[1] <= columns.max():
+            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(
+                "Soft labels need a solver that is trained on logits, one for each class; "
+                f"{type(strategy).__name__}'s output is {shape}: set soft_label_weight=0."
+            )
+        of_rows = heads[torch.searchsorted(numbers, self.past.labels[slots])]
+        return soft_label_loss(
+            output[rows][:, columns.to(output.device)],
+            self.soft_labels[slots].to(output.device),
+            (of_rows[:, None] == heads).to(output.device),
+        )
 
 
 def soft_label_loss(

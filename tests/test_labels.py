@@ -16,7 +16,7 @@ from tiny import naive, tiny_generator, tiny_plugin, tiny_training
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from avalanche_magd import plugin as magd_plugin
+from avalanche_magd import replay as magd_replay
 from avalanche_magd.benchmarks import split_digits
 from avalanche_magd.classes import NULL_LABEL, ClassTable, classes_of
 from avalanche_magd.distillation import Distillation
@@ -154,7 +154,7 @@ def test_soft_labels_are_what_each_head_said_before(
         losses.append(soft_label_loss(*arguments))
         return losses[-1]
 
-    monkeypatch.setattr(magd_plugin, "soft_label_loss", recorded)
+    monkeypatch.setattr(magd_replay, "soft_label_loss", recorded)
     model = MTSimpleMLP(input_size=64, hidden_size=16)
     model.features[-1].p = 0.0  # dropout
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)

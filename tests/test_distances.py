@@ -127,6 +127,8 @@ def test_copies_of_training_images_are_not_new(rng: torch.Generator) -> None:
     assert novelty(training, real, training[:50]) == 0
     assert novelty(training, real, training[:50] + 1e-4) < 0.01
     assert novelty(training, real, new) == pytest.approx(1, abs=0.15)
+    with pytest.raises(ValueError, match="At least half"):
+        novelty(training, training[:50] + 1e-7, new)  # as other batches round them
 
 
 def test_forgetting_is_growth_since_learnt() -> None:

@@ -7,9 +7,17 @@ References:
     comparison with held-out data).
 """
 
+from collections.abc import Iterator
+from typing import Final
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+SAME: Final = 1e-5
+"""Features of an image differ by less, relative to their length, from one batch to another."""
+
+ROWS_AT_ONCE: Final = 64
 
 
 def precision_recall(
@@ -37,12 +45,9 @@ def precision_recall(
             f"got {len(real)} and {len(generated)}."
         )
     real, generated = real.double(), generated.double()
-    across = _distances(real, generated)
-    of_real = _distances(real, real).kthvalue(k + 1).values  # the nearest is the sample itself
-    of_generated = _distances(generated, generated).kthvalue(k + 1).values
-    precision = (across <= of_real[:, None]).any(0)
-    recall = (across <= of_generated).any(1)
-    return float(precision.double().mean()), float(recall.double().mean())
+    precision = _within(generated, real, _reach(real, k))
+    recall = _within(real, generated, _reach(generated, k))
+    return precision, recall
 
 
 def novelty(
@@ -65,13 +70,33 @@ def novelty(
         raise ValueError("novelty needs images of each kind.")
     training = training.double()
     of_real, of_generated = (
-        _distances(each.double(), training).amin(1).median() for each in (real, generated)
+        _nearest(each.double(), training).median() for each in (real, generated)
     )
-    if not of_real > 0:
+    if of_real <= SAME * training.norm(dim=1).median():
         raise ValueError("At least half of the real images are in the training set.")
     return float(of_generated / of_real)
 
 
-def _distances(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
-    """Euclidean, without the shortcut that gives an image a distance to itself."""
-    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+def _reach(x: Float[Tensor, "n d"], k: int) -> Float[Tensor, " n"]:
+    """Distance of each to its k-th neighbour; the nearest is itself."""
+    return torch.cat([rows.kthvalue(k + 1).values for rows in _distances(x, x)])
+
+
+def _within(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], reach: Float[Tensor, " m"]) -> float:
+    """Share of those that lie within the reach of one of ``y``."""
+    found = torch.cat([(rows <= reach).any(1) for rows in _distances(x, y)])
+    return float(found.double().mean())
+
+
+def _nearest(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, " n"]:
+    """Distance of each to the nearest of ``y``."""
+    return torch.cat([rows.amin(1) for rows in _distances(x, y)])
+
+
+def _distances(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Iterator[Float[Tensor, "b m"]]:
+    """Euclidean, some rows at a time, since there may be many of both.
+
+    Without the shortcut that gives an image a distance to itself.
+    """
+    for rows in torch.split(x, ROWS_AT_ONCE):
+        yield torch.cdist(rows, y, compute_mode="donot_use_mm_for_euclid_dist")

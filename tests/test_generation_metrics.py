@@ -216,6 +216,38 @@ def test_a_second_evaluation_does_not_change_what_was_forgotten(digits: Any, jud
     assert strategy.eval(digits.test_stream[:3])[name] == results[-1][name]
 
 
+def test_an_experience_that_is_read_from_its_checkpoint_is_compared_anew(
+    digits: Any, judge: Judge, tmp_path: Path
+) -> None:
+    values = []
+    for _ in range(2):
+        plugin = tiny_plugin(checkpoint_folder=tmp_path)
+        metrics = generation_metrics(plugin, judge, samples=False, images=30)
+        torch.manual_seed(0)
+        strategy = naive([plugin], evaluator=EvaluationPlugin(metrics, loggers=[]))
+        for experience in digits.train_stream[:2]:
+            strategy.train(experience, eval_streams=[])
+            values.append(strategy.eval(digits.test_stream[:1]))
+    assert plugin.cost.training.backwards == 0
+    name = f"FrechetDistance_Exp/{STREAM}/Task000/Exp000"
+    first, second, *again = (each[name] for each in values)
+    assert first != second
+    assert again == [first, second]
+
+
+def test_nothing_is_forgotten_where_other_classes_are_evaluated(judge: Judge, whole: Any) -> None:
+    """A single test set, of classes that are learnt one after the other."""
+    plugin = tiny_plugin()
+    metrics = generation_metrics(plugin, judge, samples=False, images=30)
+    strategy = naive([plugin], evaluator=EvaluationPlugin(metrics, loggers=[]))
+    names = []
+    for experience in split_digits(5, seed=0).train_stream[:2]:
+        strategy.train(experience, eval_streams=[])
+        names += [name for name in strategy.eval(whole.test_stream) if "Frechet" in name]
+    assert any("Average" in name for name in names)
+    assert not any("Forgetting" in name for name in names)
+
+
 def test_what_is_compared_is_sampled_and_steered_as_what_is_replayed(
     digits: Any, judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:

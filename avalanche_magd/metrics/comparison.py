@@ -96,7 +96,7 @@ class Comparison(PluginMetric[None]):
         self.of_stream: dict[int, Compared] = {}
         self._real: dict[tuple[str, int, int], _Seen] = {}
         self._training: dict[int, Tensor] = {}
-        self._known: dict[tuple[str, int, int], tuple[tuple[int, int], Compared]] = {}
+        self._known: dict[tuple[str, int, int], tuple[tuple[int, ...], Compared]] = {}
 
     def result(self) -> None:
         """Nothing by itself."""
@@ -134,15 +134,19 @@ class Comparison(PluginMetric[None]):
         with self.plugin.cost.evaluation.measure(past.teacher):
             if key not in self._real:
                 self._real[key] = self._look(experience.dataset, self.images)
-            moment = (self.plugin.cost.training.backwards, 0)
-            if self.plugin.generator_strategy.distillation.asks_solver:
-                moment = (moment[0], strategy.clock.train_iterations)
+            training = self.plugin.generator_strategy
+            moment: tuple[int, ...] = (
+                training.clock.train_exp_counter,
+                training.cost.training.backwards,
+            )
+            if training.distillation.asks_solver:
+                moment += (strategy.clock.train_iterations,)
             self.of_experience = self._compare(key, past, moment)
         if self.of_experience is not None:
             self.of_stream[index] = self.of_experience
 
     def _compare(
-        self, key: tuple[str, int, int], past: Past, moment: tuple[int, int]
+        self, key: tuple[str, int, int], past: Past, moment: tuple[int, ...]
     ) -> Compared | None:
         """Anew, if the generator, or a solver that steers it, has learnt since the last time."""
         if key in self._known and self._known[key][0] == moment:

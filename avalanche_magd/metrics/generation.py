@@ -56,6 +56,10 @@ Figures = Callable[[Compared], dict[str, float]]
 """Figures by name; none, if there are too few images for them."""
 
 
+_Evaluated = tuple[str, int, tuple[int, ...]]
+"""A stream, an experience of it, and those of its classes that the generator knows."""
+
+
 class GenerationMetric(PluginMetric[dict[str, float]]):
     """Figures of each experience, and of all of a stream together.
 
@@ -126,8 +130,8 @@ class FrechetDistance(GenerationMetric):
     def __init__(self, name: str, comparison: Comparison) -> None:
         super().__init__(partial(frechet, name), comparison)
         self.name = name
-        self._first: dict[tuple[str, int], tuple[int, float]] = {}
-        self._now: dict[tuple[str, int], float] = {}
+        self._first: dict[_Evaluated, tuple[int, float]] = {}
+        self._now: dict[_Evaluated, float] = {}
 
     def before_eval(self, strategy: Any) -> None:
         """Those that are not evaluated now are not averaged."""
@@ -138,7 +142,9 @@ class FrechetDistance(GenerationMetric):
         values = super().after_eval_exp(strategy)
         if values:
             experience, value = strategy.experience, values[0].value
-            key = (experience.origin_stream.name, experience.current_experience)
+            assert self.comparison.of_experience is not None
+            known = sorted(set(self.comparison.of_experience.asked.tolist()))
+            key = (experience.origin_stream.name, experience.current_experience, tuple(known))
             self._now[key] = value
             self._first.setdefault(key, (self._learnt, value))
         return values

@@ -19,8 +19,10 @@ import numpy as np
 import torch
 
 from avalanche_magd.classes import classes_of
+from avalanche_magd.distillation.cggd import Classifier
 from avalanche_magd.distillation.teacher import EmaTeacher
 from avalanche_magd.files import read_file, write_file
+from avalanche_magd.solver import PastSolver
 
 
 class TrainingCheckpoint:
@@ -44,6 +46,7 @@ class TrainingCheckpoint:
             "average": teacher.average,
             "buffers": list(training.model.buffers()),
             "steps": teacher.steps,
+            "curves": training.curves.state_dict(),
             "optimizer": _plain(training.optimizer.state_dict()),
             "rng": training.rng.get_state(),
             "global_rng": torch.get_rng_state(),
@@ -73,20 +76,25 @@ class TrainingCheckpoint:
                 buffer.copy_(saved)
         teacher.average = content["average"]
         teacher.steps = content["steps"]
+        training.curves.load_state_dict(content["curves"])
         training.optimizer.load_state_dict(content["optimizer"])
         training.rng.set_state(content["rng"].cpu())
         torch.set_rng_state(content["global_rng"].cpu())
         return int(content["iteration"])
 
 
-def starting_point(training: Any, experience: Any) -> str:
-    """A digest of everything that a :class:`MAGDTraining` is about to learn an experience from."""
+def starting_point(training: Any, experience: Any, classifier: Classifier | None) -> str:
+    """A digest of everything that a :class:`MAGDTraining` is about to learn an experience from.
+
+    A classifier that is no :class:`~avalanche_magd.solver.PastSolver` is taken to be the same.
+    """
     digest = hashlib.sha256()
     mode = training.distillation.mode
     settings = (
         replace(training.distillation, mode=None),
         getattr(mode, "__qualname__", mode),  # a function's repr is its address
         training.model.schedule.settings,
+        training.model.dtype,
         type(training.optimizer).__name__,
         [
             sorted((name, value) for name, value in group.items() if name != "params")
@@ -106,6 +114,8 @@ def starting_point(training: Any, experience: Any) -> str:
     dataset = experience.dataset.eval()
     images = [dataset[row][0] for row in range(0, len(dataset), 1 + len(dataset) // 1000)]
     tensors = [training.rng.get_state(), *training.model.state_dict().values(), *images]
+    if training.distillation.asks_solver and isinstance(classifier, PastSolver):
+        tensors += [*classifier.model.parameters(), *classifier.model.buffers()]
     for tensor in tensors:
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -80,8 +80,8 @@ class MAGDTraining(SupervisedTemplate):
         online_share: share of an experience's steps and pool that a part of an online stream
             gets, in (0, 1].
         checkpoint_folder: where each experience's training is saved as it goes, so that a killed
-            run, started again, goes on from there. Parts of online streams are not saved, nor is
-            the state of other plugins.
+            run, started again, goes on from there; what it had spent is not counted again. Parts
+            of online streams are not saved, nor is the state of other plugins.
         checkpoint_every: steps between two savings; the last step is always saved.
         seed: of everything random here. Default: torch's initial seed.
         progress: show progress bars, if standard error is a terminal.
@@ -205,7 +205,7 @@ class MAGDTraining(SupervisedTemplate):
         share = self._share(experience)
         key = ""
         if process_count() > 1 or self.checkpoint_folder is not None:
-            key = starting_point(self, experience)
+            key = starting_point(self, experience, classifier)
         start = "what the generator's training starts from"
         self.processes.check_same(key.encode(), start, self.device)
         self._checkpoint = None
@@ -302,10 +302,15 @@ class MAGDTraining(SupervisedTemplate):
     def check_model_and_optimizer(
         self, reset_optimizer_state: bool = False, **kwargs: Any
     ) -> None:
-        """Adapt to each experience, and to each part of one."""
+        """Adapt to each experience, and to each part of one.
+
+        The optimizer learns the parameters' names before a first adaptation replaces some, which
+        it would not find in its groups otherwise.
+        """
+        if self.optimized_param_id is None:
+            self.make_optimizer(reset_optimizer_state=True)
         self.model = self.model_adaptation()
-        first = self.optimized_param_id is None
-        self.make_optimizer(reset_optimizer_state=reset_optimizer_state or first, **kwargs)
+        self.make_optimizer(reset_optimizer_state=reset_optimizer_state, **kwargs)
 
     def make_optimizer(self, reset_optimizer_state: bool = False, **kwargs: Any) -> None:
         """Avalanche's, which adds the model's parameters to the optimizer, but no frozen ones."""

@@ -17,6 +17,7 @@ from torch.utils.data import TensorDataset
 from avalanche_magd import MAGDPlugin, MAGDTraining
 from avalanche_magd.distillation import Distillation, baselines
 from avalanche_magd.files import previous
+from avalanche_magd.solver import PastSolver
 
 SMALL = Distillation(pool_size=12, num_inference_steps=4)
 
@@ -59,13 +60,16 @@ def stop_after(training: MAGDTraining, steps: int) -> None:
 @pytest.mark.parametrize("steps", [0, 1, 3, 5, 9, 10, 14, 19])
 def test_a_stopped_run_ends_as_one_that_was_not(digits: Any, tmp_path: Path, steps: int) -> None:
     stream = digits.train_stream[:2]
-    undisturbed = train(build(None), stream)
+    whole = build(None)
+    undisturbed, curves = train(whole, stream), whole.curves.points
+    assert [point.step for point in curves] == [20]
     stopped = build(tmp_path)
     stop_after(stopped, steps)
     with pytest.raises(InterruptError):
         train(stopped, stream)
     again = build(tmp_path)
     assert torch.equal(train(again, stream), undisturbed)
+    assert again.curves.points == curves
     # It did not do again what was saved: every third step, and the last of the first experience.
     saved = steps // 3 * 3 if steps < 10 else 10 + (steps - 10) // 3 * 3
     assert again.cost.training.backwards == sum(8 if i < 10 else 16 for i in range(saved, 20))
@@ -141,6 +145,7 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_used(
         {"train_iterations": 9},
         {"data": 1},
         {"lr": 2e-3},
+        {"dtype": torch.bfloat16},
         {"distillation": Distillation(baselines.dgr, pool_size=12, num_inference_steps=4)},
     ],
 )
@@ -149,11 +154,12 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(
 ) -> None:
     train(build(tmp_path), digits.train_stream[:1])
     other = dict(other)
-    data, lr = other.pop("data", 0), other.pop("lr", 1e-3)
+    data, lr, dtype = other.pop("data", 0), other.pop("lr", 1e-3), other.pop("dtype", None)
 
     def rebuild(folder: Path | None) -> MAGDTraining:
         training = build(folder, **other)
         training.optimizer.param_groups[0]["lr"] = lr
+        training.model.dtype = dtype
         return training
 
     stream = digits.train_stream[data : data + 1]
@@ -185,6 +191,28 @@ def test_a_checkpoint_of_other_data_of_the_same_size_is_refused(
         images[1:] = images[1:].flip(0)
     with pytest.warns(UserWarning, match="it is of another run"):
         train(build(tmp_path), [experience(images, labels)])
+
+
+def test_a_checkpoint_of_another_solver_of_the_past_is_refused(
+    digits: Any, tmp_path: Path
+) -> None:
+    told = Distillation(pool_size=12, num_inference_steps=4, classifier_scale=1.0)
+    first, second = digits.train_stream[:2]
+
+    def end(folder: Path | None, weights: Tensor) -> Tensor:
+        """Of an experience that was taught by a solver with these weights."""
+        solver = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        solver[1].weight.data = weights
+        training = build(folder, distillation=told)
+        training.train(first, eval_streams=[])
+        classifier = PastSolver(solver, training.model, training.device, training.cost.solver)
+        training.fill_pool(second, classifier)
+        return train(training, [second])
+
+    one, other = torch.eye(10, 64), -torch.eye(10, 64)
+    end(tmp_path, one)
+    with pytest.warns(UserWarning, match="it is of another run"):
+        assert torch.equal(end(tmp_path, other), end(None, other))
 
 
 def test_a_numpy_learning_rate_does_not_spoil_a_checkpoint(digits: Any, tmp_path: Path) -> None:

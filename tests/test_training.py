@@ -321,6 +321,28 @@ def test_a_network_may_compute_in_half_precision(digits: Any) -> None:
     torch.testing.assert_close(precise.target, coarse.target, atol=0.1, rtol=0.1)
 
 
+def test_the_optimizers_groups_keep_their_parameters(digits: Any) -> None:
+    generator = tiny_generator()
+    embedding = generator.network.class_embedding
+    of_classes = {id(parameter) for parameter in embedding.parameters()}
+    others = [each for each in generator.parameters() if id(each) not in of_classes]
+    optimizer = torch.optim.SGD(
+        [{"params": others}, {"params": list(embedding.parameters()), "lr": 0.0}], lr=0.1
+    )
+    training = MAGDTraining(
+        model=generator,
+        optimizer=optimizer,
+        train_iterations=2,
+        distillation=Distillation(pool_size=10, num_inference_steps=2),
+        progress=False,
+    )
+    for experience in digits.train_stream[:2]:
+        training.train(experience, eval_streams=[])
+        of_group = [{id(each) for each in group["params"]} for group in optimizer.param_groups]
+        assert of_group[1] == {id(generator.network.class_embedding.weight)}
+        assert of_group[0] | of_group[1] == {id(each) for each in generator.parameters()}
+
+
 def test_images_of_another_shape_are_refused(digits: Any) -> None:
     training = tiny_training(model=tiny_generator((1, 16, 16)))
     with pytest.raises(ValueError, match=r"shape \(1, 16, 16\), the experience has \(1, 8, 8\)"):

@@ -5,7 +5,7 @@ error of the raw prediction. ``w_new`` = current / (current + replayed) classes 
 count the same, as in training on all of them at once.
 """
 
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -71,6 +71,16 @@ class LossCurves:
         self.points: list[CurvePoint] = []
         self._steps = 0
         self._sums: Tensor | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What :meth:`load_state_dict` goes on from: numbers, strings and a tensor."""
+        points = [list(point) for point in self.points]
+        return {"points": points, "steps": self._steps, "sums": self._sums}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.points = [CurvePoint(*point) for point in state["points"]]
+        self._steps, self._sums = state["steps"], state["sums"]
 
     def add(self, errors: Float[Tensor, " n"], kind: Int[Tensor, " n"]) -> CurvePoint | None:
         """Count a training step; gives a point if one is complete."""

@@ -10,6 +10,7 @@ by :class:`~avalanche_magd.prompts.PromptConditioned`.
 
 from collections.abc import Callable
 
+import torch
 from diffusers import ConfigMixin, UNet2DConditionModel, UNet2DModel
 from torch import nn, no_grad
 
@@ -65,6 +66,12 @@ def side_divisor(network: nn.Module) -> int:
     """What image sides must be divisible by: each of the UNet's levels but one halves them."""
     down_blocks = getattr(network, "down_blocks", None)
     return 1 if down_blocks is None else 1 << (len(down_blocks) - 1)
+
+
+def weights_dtype(network: nn.Module) -> torch.dtype:
+    """What a network's weights are in, and so its images have to be; float32 if it has none."""
+    dtypes = (each.dtype for each in network.parameters() if each.is_floating_point())
+    return next(dtypes, torch.float32)
 
 
 def make_room(network: nn.Module, rows: int) -> None:

@@ -66,28 +66,29 @@ def draw_grid(
     return figure
 
 
-def draw_matrix(matrix: Sequence[Sequence[float | None]]) -> Figure:
+def draw_matrix(matrix: Mapping[int, Sequence[float | None]]) -> Figure:
     """Accuracies, a row for each experience learnt, a column for each experience tested.
 
     Args:
-        matrix: in [0, 1]; ``None`` where nothing was tested.
+        matrix: accuracies in [0, 1] by number of experiences learnt; ``None`` where nothing was
+            tested.
     """
-    rows, columns = len(matrix), max(map(len, matrix))
+    rows, columns = len(matrix), max(map(len, matrix.values()))
     figure = Figure((1.8 + 0.5 * columns, 1.2 + 0.45 * rows), layout="constrained")
     axis = figure.subplots()
-    values = [[float("nan") if cell is None else cell for cell in row] for row in matrix]
+    values = [[float("nan") if cell is None else cell for cell in row] for row in matrix.values()]
     shown = axis.imshow(values, vmin=0, vmax=1, cmap="viridis")
     if columns <= 20:
-        for row, cells in enumerate(matrix):
+        for row, cells in enumerate(matrix.values()):
             for column, cell in enumerate(cells):
                 if cell is not None:
                     color = "black" if cell > 0.6 else "white"
                     text = axis.text(column, row, f"{cell:.2f}", color=color, size=8)
                     text.set(ha="center", va="center")
     axis.set(xlabel="experience tested", ylabel="experiences learnt")
-    for ticks, count in ((axis.set_xticks, columns), (axis.set_yticks, rows)):
-        at = range(0, count, 1 + count // 20)
-        ticks(at, [str(tick + 1) for tick in at])
+    for ticks, names in ((axis.set_xticks, range(1, columns + 1)), (axis.set_yticks, [*matrix])):
+        at = range(0, len(names), 1 + len(names) // 20)
+        ticks(at, [str(names[tick]) for tick in at])
     figure.colorbar(shown, shrink=0.8)
     return figure
 

@@ -1,7 +1,7 @@
 """Generated images join the solver's mini-batch, and leave it after the step.
 
 They are appended, so that the real rows stay first, and trimmed afterwards, so that metrics and
-other plugins see real rows only.
+other plugins see real rows only. The strategy's loss is that of all rows, as it is minimised.
 """
 
 from dataclasses import dataclass

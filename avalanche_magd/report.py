@@ -76,11 +76,11 @@ def experience_values(row: Row) -> dict[str, dict[int, float]]:
     return dict(found)
 
 
-def accuracy_matrix(run: Run) -> list[list[float | None]]:
-    """A row for each number of experiences learnt, a column for each experience tested."""
-    of_row = [experience_values(row).get(ACCURACY, {}) for row in run.rows]
-    columns = range(1 + max((index for each in of_row for index in each), default=-1))
-    return [[each.get(index) for index in columns] for each in of_row]
+def accuracy_matrix(run: Run) -> dict[int, list[float | None]]:
+    """By number of experiences learnt, a column for each experience tested."""
+    of_row = {row.experiences: experience_values(row).get(ACCURACY, {}) for row in run.rows}
+    columns = range(1 + max((index for each in of_row.values() for index in each), default=-1))
+    return {row: [each.get(index) for index in columns] for row, each in of_row.items()}
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
@@ -133,7 +133,7 @@ def _of_method(run: Run, folder: Path) -> list[str]:
     """Of one run: what the others cannot be averaged with."""
     parts = [f"Seed {run.seed}." if run.seed is not None else ""]
     matrix = accuracy_matrix(run)
-    if matrix and matrix[0]:
+    if any(matrix.values()):
         file = run.folder / "accuracy-matrix.png"
         draw_matrix(matrix).savefig(file, dpi=DPI)
         parts.append(_picture("accuracy by experience", file, folder))

@@ -23,6 +23,11 @@ def check_dataset(dataset: Any, expected_shape: tuple[int, int, int] | None = No
     """
     sample = dataset[0]
     image_shape = check_sample(sample)
+    if not hasattr(dataset, "targets"):
+        raise TypeError(
+            "MAGD needs to know the dataset's classes without reading it, from its `targets`: "
+            "wrap it by Avalanche's as_classification_dataset."
+        )
     mbatch = getattr(dataset, "collate_fn", default_collate)([sample])
     check_minibatch(list(mbatch) if isinstance(mbatch, tuple) else mbatch)
     if expected_shape is not None and image_shape != expected_shape:

@@ -15,6 +15,7 @@ from avalanche_magd.cost import PhaseCost
 from avalanche_magd.distillation import Pool
 from avalanche_magd.distillation.past import Past
 from avalanche_magd.generator import DiffusionGenerator
+from avalanche_magd.networks import weights_dtype
 from avalanche_magd.sampling import images_at_once
 
 
@@ -58,7 +59,7 @@ class PastSolver:
         self, images: Float[Tensor, "b c h w"], classes: list[int]
     ) -> Float[Tensor, "b n"]:
         """The same of images in the user's range."""
-        x = images.to(self.device)
+        x = images.to(self.device, weights_dtype(self.model))
         numbers = torch.tensor(classes, device=self.device)
         labels, tasks = self.generator.class_table.labels_of(numbers)
         heads: dict[int, Any] = {}

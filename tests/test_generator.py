@@ -1,5 +1,6 @@
 """The generator maps ranges, pads sides, grows classes, and keeps Avalanche's contract."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,16 @@ def test_wrong_requests_are_refused() -> None:
         extremes(torch.zeros(3, 1, 4, 4))
     with pytest.raises(ValueError, match="The first experience is empty"):
         extremes([])
+
+
+def test_weights_in_half_precision_generate(rng: torch.Generator) -> None:
+    precise = tiny_generator(classes=(0, 1))
+    coarse = copy.deepcopy(precise)
+    coarse.network.to(torch.bfloat16)
+    expected = precise.generate(4, rng=torch.Generator().manual_seed(0))
+    images = coarse.generate(4, rng=torch.Generator().manual_seed(0))
+    assert images.dtype == expected.dtype
+    torch.testing.assert_close(images, expected, atol=0.1, rtol=0.1)
 
 
 def test_the_default_network_is_small() -> None:

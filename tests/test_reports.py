@@ -136,11 +136,11 @@ def test_a_row_for_each_experience(folder: Path) -> None:
         stream_values(first.rows[-1])
     )
     matrix = accuracy_matrix(first)
-    assert [[cell is None for cell in row] for row in matrix] == [
-        [False, True, True],
-        [False, False, True],
-        [False, False, False],
-    ]
+    assert {learnt: [cell is None for cell in row] for learnt, row in matrix.items()} == {
+        1: [False, True, True],
+        2: [False, False, True],
+        3: [False, False, False],
+    }
 
 
 def test_the_report_holds_what_was_measured(folder: Path) -> None:
@@ -310,8 +310,10 @@ def test_twenty_curves_look_different() -> None:
 
 
 def test_a_matrix_may_have_holes() -> None:
-    figure = draw_matrix([[0.5, None], [0.25, 1.0]])
-    assert sorted(text.get_text() for text in figure.axes[0].texts) == ["0.25", "0.50", "1.00"]
+    figure = draw_matrix({0: [0.5, None], 50: [0.25, 1.0]})
+    axis = figure.axes[0]
+    assert sorted(text.get_text() for text in axis.texts) == ["0.25", "0.50", "1.00"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["0", "50"]
 
 
 SCRIPT = """

@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from avalanche.benchmarks.utils import make_avalanche_dataset
+from torch.utils.data import TensorDataset
 
-from avalanche_magd.samples import check_minibatch, check_sample
+from avalanche_magd.samples import check_dataset, check_minibatch, check_sample
 
 IMAGE = torch.zeros(1, 8, 8)
 
@@ -31,6 +33,12 @@ def test_samples_that_cannot_be_replayed_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         check_sample(sample)
+
+
+def test_a_dataset_that_does_not_name_its_classes_is_refused() -> None:
+    dataset = TensorDataset(IMAGE[None], torch.tensor([3]))
+    with pytest.raises(TypeError, match="as_classification_dataset"):
+        check_dataset(make_avalanche_dataset(dataset))
 
 
 @pytest.mark.parametrize("label", [1, torch.tensor(1)])

@@ -36,6 +36,13 @@ def test_it_is_asked_in_evaluation_mode_and_left_as_it_was(rng: torch.Generator)
     assert (cost.forwards, cost.backwards) == (18, 6)
 
 
+def test_a_model_in_double_precision_is_asked_in_it(rng: torch.Generator) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double()
+    solver = PastSolver(model, tiny_generator(classes=(1, 3)), CPU, PhaseCost())
+    x = images(rng)
+    torch.testing.assert_close(solver(x, [1, 3]), model(x.double())[:, [1, 3]])
+
+
 def test_it_sees_images_in_the_users_range(rng: torch.Generator) -> None:
     generator = tiny_generator(classes=(0, 1))
     generator.pixel_range.set(torch.tensor([10.0]), torch.tensor([30.0]))

@@ -53,7 +53,8 @@ def check_snr_band(snr_band: SnrBand | Literal["safe"] | None) -> None:
     """
     if snr_band is None or snr_band == "safe":
         return
-    if isinstance(snr_band, str) or len(snr_band) != 2 or not 0 <= snr_band[0] < snr_band[1]:
+    pair = isinstance(snr_band, (tuple, list)) and len(snr_band) == 2
+    if not pair or not 0 <= snr_band[0] < snr_band[1]:
         raise ValueError(
             "snr_band must be a pair of signal-to-noise ratios with 0 ≤ low < high, 'safe', or "
             f"None; got {snr_band!r}."

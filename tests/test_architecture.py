@@ -20,7 +20,8 @@ LAYERS = [
     {"distillation.magd", "distillation.past"},
     {"distillation.baselines", "distillation.distillation"},
     {"distillation"},
-    {"rehearsal", "replay", "resuming", "solver"},
+    {"rehearsal", "replay", "solver"},
+    {"resuming"},
     {"training"},
     {"checkpointing", "plugin", "runs", "metrics.cost", "metrics.gap", "metrics.judge"}
     | {f"metrics.{name}" for name in ("features", "losses", "samples", "forgetting")}

@@ -131,6 +131,23 @@ def test_copies_of_training_images_are_not_new(rng: torch.Generator) -> None:
         novelty(training, training[:50] + 1e-7, new)  # as other batches round them
 
 
+def test_many_images_distances_are_not_held_at_once(
+    rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, original = [], torch.cdist
+
+    def recorded(x: torch.Tensor, y: torch.Tensor, **kwargs: str) -> torch.Tensor:
+        held.append(len(x))
+        return original(x, y, **kwargs)
+
+    monkeypatch.setattr(torch, "cdist", recorded)
+    training, real, generated = torch.randn(3, 1000, 5, generator=rng).unbind(0)
+    precision_recall(real, generated)
+    novelty(training, real, generated)
+    assert sum(held) == 6 * 1000
+    assert max(held) < 100
+
+
 def test_forgetting_is_growth_since_learnt() -> None:
     assert average_distance({0: 4.0, 1: 2.0}) == 3
     assert generative_forgetting({0: 1.0, 1: 2.0}, {0: 4.0, 1: 2.0, 2: 9.0}) == 1.5

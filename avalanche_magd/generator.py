@@ -79,8 +79,8 @@ class DiffusionGenerator(DynamicModule, Generator):
         beta_end: likewise.
         num_inference_steps: network calls that :meth:`generate` spends on an image.
         dtype: precision in which the network computes, by autocast; its weights keep theirs.
-            ``torch.bfloat16`` is for processors that have units for it. Default: bfloat16 on CUDA
-            devices of compute capability 8 and more, which do, else that of the weights.
+            ``torch.bfloat16`` is for large networks, on processors that have units for it; the
+            default networks are slower so. Default: that of the weights.
 
     Attributes:
         class_table: the classes seen so far, and what the benchmark calls them.
@@ -147,17 +147,11 @@ class DiffusionGenerator(DynamicModule, Generator):
         bottom, right = -height % divisor, -width % divisor
         if bottom or right:
             x_t = nn.functional.pad(x_t, (0, right, 0, bottom))
-        with self._autocast(x_t.device):
+        enabled = self.dtype not in (None, torch.float32)
+        with torch.autocast(x_t.device.type, self.dtype, enabled):
             output = self.network(x_t.to(weights_dtype(self.network)), t, labels + 1)
         prediction: Tensor = getattr(output, "sample", output)
         return prediction[..., :height, :width].to(x_t.dtype)
-
-    def _autocast(self, device: torch.device) -> torch.autocast:
-        dtype = self.dtype
-        if dtype is None and device.type == "cuda":
-            computes_it = torch.cuda.get_device_capability(device) >= (8, 0)
-            dtype = torch.bfloat16 if computes_it else None
-        return torch.autocast(device.type, dtype, enabled=dtype not in (None, torch.float32))
 
     @property
     def classes(self) -> list[int]:

@@ -62,6 +62,11 @@ def check_network(network: nn.Module, channels: int) -> None:
         )
 
 
+def is_plain_unet(network: nn.Module) -> bool:
+    """Whether a network is diffusers' ``UNet2DModel``, as it comes."""
+    return type(network) is UNet2DModel
+
+
 def side_divisor(network: nn.Module) -> int:
     """What image sides must be divisible by: each of the UNet's levels but one halves them."""
     down_blocks = getattr(network, "down_blocks", None)

@@ -32,6 +32,19 @@ def _restored(device: torch.device, kind: str, state: Tensor) -> SeededGenerator
     return rng
 
 
+def global_states(device: torch.device) -> list[Tensor]:
+    """Torch's own random states, of the CPU and, if it is another, of a device."""
+    on_device = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [torch.get_rng_state(), *on_device]
+
+
+def set_global_states(states: list[Tensor], device: torch.device) -> None:
+    """Go on from what :func:`global_states` gave."""
+    torch.set_rng_state(states[0].cpu())
+    for state in states[1:]:
+        torch.cuda.set_rng_state(state.cpu(), device)
+
+
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch on the CPU and on ``device`` alone, and put both states back afterwards.

@@ -22,6 +22,7 @@ from avalanche_magd.classes import classes_of
 from avalanche_magd.distillation.cggd import Classifier
 from avalanche_magd.distillation.teacher import EmaTeacher
 from avalanche_magd.files import read_file, write_file
+from avalanche_magd.randomness import global_states, set_global_states
 from avalanche_magd.solver import PastSolver
 
 
@@ -49,7 +50,7 @@ class TrainingCheckpoint:
             "curves": training.curves.state_dict(),
             "optimizer": _plain(training.optimizer.state_dict()),
             "rng": training.rng.get_state(),
-            "global_rng": torch.get_rng_state(),
+            "global_rng": global_states(training.device),
         }
         write_file(self.file, partial(torch.save, content))
 
@@ -79,7 +80,7 @@ class TrainingCheckpoint:
         training.curves.load_state_dict(content["curves"])
         training.optimizer.load_state_dict(content["optimizer"])
         training.rng.set_state(content["rng"].cpu())
-        torch.set_rng_state(content["global_rng"].cpu())
+        set_global_states(content["global_rng"], training.device)
         return int(content["iteration"])
 
 

@@ -55,6 +55,7 @@ from avalanche_magd.distillation.teacher import EmaTeacher
 from avalanche_magd.generator import DiffusionGenerator
 from avalanche_magd.processes import Processes, is_main_process, process_count
 from avalanche_magd.randomness import SeededGenerator, seeded
+from avalanche_magd.recording import RecordedGenerator
 from avalanche_magd.rehearsal import Rehearsal
 from avalanche_magd.resuming import TrainingCheckpoint, starting_point
 from avalanche_magd.samples import check_dataset
@@ -170,6 +171,7 @@ class MAGDTraining(SupervisedTemplate):
         self.curves = LossCurves()
         self.teacher: EmaTeacher | None = None
         self._lessons: LessonBatch | None = None
+        self._recorded: RecordedGenerator | None = None
         self._w_new = 1.0
         self._checkpoint: TrainingCheckpoint | None = None
         self._loader_seed = 0
@@ -331,6 +333,7 @@ class MAGDTraining(SupervisedTemplate):
             self.teacher = EmaTeacher(self.model.parameters(), self.ema_decay)
         self.rehearsal.keep_teacher()
         self.teacher.learn(self.model.parameters())
+        self._recorded = RecordedGenerator(self.model)
         self._iteration = 0
         if self._checkpoint is not None:
             self._iteration = self._checkpoint.restore(self, self.teacher)
@@ -377,9 +380,11 @@ class MAGDTraining(SupervisedTemplate):
             average = self.teacher.average if self.teacher and self.online_teacher else None
             lessons = LessonBatch.cat([lessons, self.rehearsal.lessons(len(x_0), average)])
         self._lessons = lessons
-        if self.is_training:
+        predict = self.model
+        if self.is_training and self._recorded is not None:
             lessons = lessons.rows(self.processes.mine())
-        return self.model(lessons.x_t, lessons.t, lessons.labels)  # type: ignore[no-any-return]
+            predict = self._recorded
+        return predict(lessons.x_t, lessons.t, lessons.labels)  # type: ignore[no-any-return]
 
     def _labels(self) -> Tensor:
         """The rows' classes; "no class" for some if guided, and for classes not learnt."""
@@ -447,6 +452,7 @@ class MAGDTraining(SupervisedTemplate):
 
         What the optimizer has averaged belongs to that student, and costs twice its weights.
         """
+        self._recorded = None
         if self.teacher is not None:
             self.teacher.teach()
             if not is_part(self.experience):

@@ -47,6 +47,7 @@ from study import (
     results_table,
     settings_of,
     silent_evaluator,
+    use_own_gpu,
 )
 
 from avalanche_magd.distillation import Distillation
@@ -255,6 +256,7 @@ def main() -> None:
     ]
     methods = list(dict.fromkeys(methods)) or DEFAULT
     arguments.output.mkdir(parents=True, exist_ok=True)
+    use_own_gpu()
     judge_of(arguments)
     image, *_ = load(arguments, 1, 0).train_stream[0].dataset[0]
     tasks = {

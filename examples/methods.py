@@ -240,7 +240,10 @@ def training_of(
     channels, *sides = known.image_shape
     with seeded(seed, torch.device(known.arguments.device)):  # as the plugin does
         network = large_network(channels, sides[0]) if large else None
-        generator = DiffusionGenerator(known.image_shape, network, **row.generator)
+        precision = {"dtype": torch.bfloat16} if large else {}
+        generator = DiffusionGenerator(
+            known.image_shape, network, **{**precision, **row.generator}
+        )
     default = 20_000 if large else max(MIN_ITERATIONS, ITERATIONS_PER_PIXEL * max(sides))
     settings = (
         {"train_mb_size": known.common["train_mb_size"], "ema_decay": 0.9999} if large else {}

@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import math
+import os
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -153,7 +154,7 @@ def finish(
     say = partial(print, flush=True) if is_main_process() else lambda said: None
     say(f"{len(tasks) - len(missing)} of {len(tasks)} runs are there.")
     file.parent.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _share_cores, (jobs,)) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (jobs,)) as pool:
         futures = {pool.submit(work, *task): key for key, task in missing.items()}
         for done in as_completed(futures):
             if (error := done.exception()) is not None:
@@ -179,8 +180,16 @@ def _read(file: Path) -> dict[str, dict[str, Any]]:
     return {line["key"]: line for line in map(json.loads, file.read_text().splitlines())}
 
 
-def _share_cores(jobs: int) -> None:
+def _begin(jobs: int) -> None:
     torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
+    use_own_gpu()
+
+
+def use_own_gpu() -> None:
+    """Give each process that ``torchrun`` starts on this machine a GPU of its own, if it can."""
+    if torch.cuda.is_available():
+        number = int(os.environ.get("LOCAL_RANK", 0))
+        torch.cuda.set_device(number % torch.cuda.device_count())
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:

@@ -14,7 +14,7 @@ LAYERS = [
     {"latents", "samplers"},
     {"sampling"},
     {"generator"},
-    {"cost", "distillation.batch"},
+    {"cost", "recording", "distillation.batch"},
     {"distillation.draft", "distillation.nigd", "distillation.sggd", "distillation.cggd"},
     {"distillation.teacher", "distillation.loss", "distillation.pool"},
     {"distillation.magd", "distillation.past"},

@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from matplotlib import color_sequences
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
@@ -96,6 +97,9 @@ def draw_matrix(matrix: Mapping[int, Sequence[float | None]]) -> Figure:
 def draw_curves(curves: Mapping[str, Sequence[Mapping[int, float]]], title: str) -> Figure:
     """A line for each method: mean over its runs, and their standard deviation as a band.
 
+    The legend names them from the highest end to the lowest. The more there are, the paler their
+    bands.
+
     Args:
         curves: for each method, for each of its runs, value by number of experiences learnt. A
             method with a single value, where others have more, is a bound: a line across.
@@ -107,22 +111,27 @@ def draw_curves(curves: Mapping[str, Sequence[Mapping[int, float]]], title: str)
         cycler(linestyle=["-", "--", "-."]) * cycler(color=color_sequences["tab10"])
     )
     longest = max(len(run) for runs in curves.values() for run in runs)
+    ends: list[tuple[float, Line2D]] = []
     for name, runs in curves.items():
         at = sorted({learnt for run in runs for learnt in run})
         values = [[run[learnt] for run in runs if learnt in run] for learnt in at]
         means = [statistics.mean(each) for each in values]
         if len(at) == 1 < longest:
-            axis.axhline(means[0], linestyle=":", color="gray", label=name)
+            line = axis.axhline(means[0], linestyle=":", color="gray", label=name)
+            ends.append((means[-1], line))
             continue
         spread = [statistics.stdev(each) if len(each) > 1 else 0.0 for each in values]
         (line,) = axis.plot(at, means, marker="o", markersize=4, label=name)
+        ends.append((means[-1], line))
         low = [mean - each for mean, each in zip(means, spread, strict=True)]
         high = [mean + each for mean, each in zip(means, spread, strict=True)]
-        axis.fill_between(at, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        alpha = min(0.2, 1 / len(curves))
+        axis.fill_between(at, low, high, color=line.get_color(), alpha=alpha, linewidth=0)
     axis.set(xlabel="experiences learnt", ylabel=title)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8)
+    ends.sort(key=lambda end: -end[0])
+    figure.legend(handles=[line for _, line in ends], loc="outside right upper", fontsize=8)
     return figure
 
 

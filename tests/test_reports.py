@@ -288,7 +288,7 @@ def test_a_grid_shows_each_image_in_its_cell() -> None:
         draw_grid([[None]], ["a"], ["b"])
 
 
-def test_curves_have_bands_and_bounds_are_lines_across() -> None:
+def test_curves_have_bands_bounds_are_lines_across_and_the_best_is_named_first() -> None:
     figure = draw_curves(
         {"ours": [{1: 0.9, 2: 0.8}, {1: 1.0, 2: 0.6}], "joint": [{1: 0.97}]}, "accuracy"
     )
@@ -300,7 +300,7 @@ def test_curves_have_bands_and_bounds_are_lines_across() -> None:
     heights = band.get_paths()[0].vertices[:, 1]
     assert max(heights) == pytest.approx(0.95 + 0.0707, abs=1e-3)
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["ours", "joint"]
+    assert [text.get_text() for text in legend.get_texts()] == ["joint", "ours"]
 
 
 def test_twenty_curves_look_different() -> None:

@@ -31,6 +31,8 @@ class PhaseCost:
         try:
             yield
         finally:
+            if generator.device.type == "cuda":
+                torch.cuda.synchronize(generator.device)
             self.forwards += generator.forwards - forwards
             self.seconds += time.perf_counter() - start
 

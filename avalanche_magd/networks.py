@@ -9,6 +9,7 @@ by :class:`~avalanche_magd.prompts.PromptConditioned`.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, UNet2DConditionModel, UNet2DModel
@@ -63,8 +64,16 @@ def check_network(network: nn.Module, channels: int) -> None:
 
 
 def is_plain_unet(network: nn.Module) -> bool:
-    """Whether a network is diffusers' ``UNet2DModel``, as it comes."""
-    return type(network) is UNet2DModel
+    """Whether a network is diffusers' ``UNet2DModel`` of its own and torch's modules alone.
+
+    Its blocks with skips from the image make tensors on the CPU in each call, and do not count.
+    """
+    if type(network) is not UNet2DModel:
+        return False
+    config: Any = network.config
+    blocks = [*config.down_block_types, *config.up_block_types]
+    homes = {type(each).__module__.split(".")[0] for each in network.modules()}
+    return homes <= {"torch", "diffusers"} and not any("Skip" in block for block in blocks)
 
 
 def side_divisor(network: nn.Module) -> int:

@@ -1,7 +1,7 @@
 """Several processes that run one script: what they share, and how.
 
 Each runs the whole script with the same seeds, as ``torchrun --nproc_per_node N script.py`` starts
-it, and so has the same solver. The generator's work is dealt out:
+it, and so has the same solver, on GPUs up to rounding. The generator's work is dealt out:
 
 * generation passes by batches, whose images and lessons all processes then have;
 * training steps by rows: each process takes its own, and the gradients are added up, so that

@@ -7,10 +7,11 @@ was 4.0, 3.6, 4.2 and 2.6 times as fast so, at 8, 28, 32 and 64 pixels; in train
 Fashion-MNIST, with data and lessons, 2.9 times.
 
 What a recording leaves out is all that happens on the processor: so it is made of diffusers'
-``UNet2DModel`` alone, without hooks, for which this is nothing. Networks of more than
-:data:`LARGEST` parameters keep a GPU busy by themselves, and are left as they are.
+``UNet2DModel`` alone, of its own parts and without hooks, for which this is nothing. Networks of
+more than :data:`LARGEST` parameters keep a GPU busy by themselves, and are left as they are.
 """
 
+import functools
 from typing import Any, Final
 
 import torch
@@ -34,7 +35,8 @@ class RecordedGenerator:
     The first batch is recorded, and each of its shape replayed from then on. On a CPU, and for
     networks that cannot be recorded, this is the call itself.
 
-    A gradient that a replay gives is overwritten by the next one: it must not be accumulated.
+    What a replay gives, predictions and gradients, is overwritten by the next one: gradients must
+    not be accumulated.
 
     Args:
         generator: in training mode at each call.
@@ -45,6 +47,7 @@ class RecordedGenerator:
         network = generator.network
         self._suits = (
             generator.device.type == "cuda"
+            and type(generator) is DiffusionGenerator
             and is_plain_unet(network)
             and not any(map(_does_more, generator.modules()))
             and sum(each.numel() for each in network.parameters()) <= LARGEST
@@ -91,34 +94,45 @@ class _Recording:
 
     def __init__(self, generator: DiffusionGenerator, inputs: tuple[Tensor, ...]) -> None:
         self.inputs = tuple(each.clone() for each in inputs)
-        self.parameters = [each for each in generator.parameters() if each.requires_grad]
-        device = self.inputs[0].device
+        named = {name: each for name, each in generator.named_parameters() if each.requires_grad}
+        self.parameters = list(named.values())
+        # Of the same memory, but without hooks, and without the history of earlier steps, which
+        # autograd would wait for on another stream.
+        aliases = {name: each.detach().requires_grad_() for name, each in named.items()}
+
+        def call() -> Tensor:
+            output: Tensor = torch.func.functional_call(generator, aliases, self.inputs)
+            return output
+
+        def differentiate(output: Tensor) -> tuple[Tensor | None, ...]:
+            weights = list(aliases.values())
+            return torch.autograd.grad(output, weights, self.gradient, allow_unused=True)
+
+        self.gradient = torch.zeros_like(self.inputs[0])
+        device = self.gradient.device
+        apart = _stream(device)
         # Dropout draws from torch's state there.
         with torch.random.fork_rng([device]), torch.cuda.device(device):
-            self._warm_up(generator)
+            apart.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(apart):
+                for _ in range(WARM_UP):
+                    differentiate(call())
+            torch.cuda.current_stream().wait_stream(apart)
             self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
             # Other threads, such as a data loader's, may do as they like meanwhile.
             mode = "thread_local"
-            with torch.cuda.graph(self.forward, capture_error_mode=mode):
-                self.output: Tensor = generator(*self.inputs)
-            self.gradient = torch.zeros_like(self.output)
+            with torch.cuda.graph(self.forward, stream=apart, capture_error_mode=mode):
+                output = call()
             pool = self.forward.pool()
-            with torch.cuda.graph(self.backward, pool, capture_error_mode=mode):
-                self.gradients = self._differentiate(self.output, self.gradient)
-        # Without its history, which holds on to where gradients were added up while recording.
-        self.output = self.output.detach()
+            with torch.cuda.graph(self.backward, pool, apart, capture_error_mode=mode):
+                self.gradients = differentiate(output)
+        self.output = output.detach()
 
-    def _warm_up(self, generator: DiffusionGenerator) -> None:
-        apart = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        apart.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(apart):
-            for _ in range(WARM_UP):
-                output = generator(*self.inputs)
-                self._differentiate(output, torch.zeros_like(output))
-        torch.cuda.current_stream().wait_stream(apart)
 
-    def _differentiate(self, output: Tensor, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return torch.autograd.grad(output, self.parameters, gradient, allow_unused=True)
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all recordings on a device: libraries keep memory for each that they see."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 class _Replay(torch.autograd.Function):

@@ -13,7 +13,7 @@ import hashlib
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from avalanche_magd.distillation.teacher import EmaTeacher
 from avalanche_magd.files import read_file, write_file
 from avalanche_magd.randomness import global_states, set_global_states
 from avalanche_magd.solver import PastSolver
+
+FORMAT: Final = 2
+"""Of the file: what was written in another is another run's."""
 
 
 class TrainingCheckpoint:
@@ -87,7 +90,8 @@ class TrainingCheckpoint:
 def starting_point(training: Any, experience: Any, classifier: Classifier | None) -> str:
     """A digest of everything that a :class:`MAGDTraining` is about to learn an experience from.
 
-    A classifier that is no :class:`~avalanche_magd.solver.PastSolver` is taken to be the same.
+    A classifier that is no :class:`~avalanche_magd.solver.PastSolver` is taken to be the same. So
+    is one on a GPU, where a solver that is trained again ends with other weights.
     """
     digest = hashlib.sha256()
     mode = training.distillation.mode
@@ -111,11 +115,12 @@ def starting_point(training: Any, experience: Any, classifier: Classifier | None
         sorted(classes_of(experience.dataset)),
         list(experience.dataset.targets),
     )
-    digest.update(repr(settings).encode())
+    digest.update(repr((FORMAT, settings)).encode())
     dataset = experience.dataset.eval()
     images = [dataset[row][0] for row in range(0, len(dataset), 1 + len(dataset) // 1000)]
     tensors = [training.rng.get_state(), *training.model.state_dict().values(), *images]
-    if training.distillation.asks_solver and isinstance(classifier, PastSolver):
+    asked = training.distillation.asks_solver and training.device.type == "cpu"
+    if asked and isinstance(classifier, PastSolver):
         tensors += [*classifier.model.parameters(), *classifier.model.buffers()]
     for tensor in tensors:
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -14,11 +14,11 @@ fixed stride, so that on other grids their states lie between the listed levels.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from avalanche_magd.samplers import (
     DEFAULT_SAMPLER,
@@ -52,17 +52,26 @@ class Trajectory(NamedTuple):
     """Where the run ended, in [−1, 1] if it was clipped."""
 
 
-def images_at_once(image_shape: Sequence[int], device: torch.device) -> int:
-    """How many images to generate together.
+def images_at_once(image_shape: Sequence[int], device: torch.device, network: Any = None) -> int:
+    """How many images to give a network together, if no gradients are wanted.
 
     A CPU is fastest while a batch's features stay in its cache: for the default networks about 80
     images of 28×28 pixels, 16 of 64×64, where 256 take twice the seconds per image. A GPU is fast
-    once it has enough to do: a thousand images of 28×28 pixels take it as long as 64.
+    once it has enough to do: a thousand images of 28×28 pixels take it as long as 64. There the
+    features of a large network are bounded to a few GiB.
+
+    Args:
+        image_shape: channels, height and width.
+        device: where the network is.
+        network: what is called, if it is a module.
     """
     pixels = image_shape[1] * image_shape[2]
     if device.type == "cpu":
         return min(128, max(16, 2**16 // pixels))
-    return min(4096, max(16, 2**20 // pixels))
+    modules = isinstance(network, nn.Module)
+    parameters = sum(each.numel() for each in network.parameters()) if modules else 0
+    width = max(1.0, (parameters / 2**24) ** 0.5)
+    return min(4096, max(16, int(2**20 / width / pixels)))
 
 
 def balanced_labels(
@@ -218,7 +227,7 @@ def reverse_runs(
             beyond, and what the trajectory holds there is void. ``None``: at the clean end.
         batch_size: images that are generated together; default: :func:`images_at_once`.
     """
-    batch_size = batch_size or images_at_once(image_shape, rng.device)
+    batch_size = batch_size or images_at_once(image_shape, rng.device, denoiser)
     positions = [None] if position is None else torch.split(position, batch_size)
     for chosen, stop in zip_longest(torch.split(labels, batch_size), positions):
         shape = (len(chosen), *image_shape)

@@ -90,7 +90,7 @@ class PastSolver:
     @torch.no_grad()
     def of_pool(self, pool: Pool) -> Float[Tensor, "n k"]:
         """Logits of a pool's images over its classes, slot by slot."""
-        together = images_at_once(self.generator.image_shape, self.device)
+        together = images_at_once(self.generator.image_shape, self.device, self.model)
         batches = torch.split(pool.images, together)
         logits = torch.cat([self._logits(images, pool.classes) for images in batches])
         return logits.to(pool.labels.device)

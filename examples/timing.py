@@ -173,7 +173,7 @@ def main() -> None:
         for each in timed:
             # A step of many network calls needs no repetition.
             few = each.num_inference_steps >= 100 and MODES[each.mode].get("fresh")
-            each.measure(1 if few else iterations)
+            each.measure(max(1, iterations // 20) if few else iterations)
         if number < 2:
             thousand.measure(1)
         bare.append(bare_loop(timed[0], iterations))

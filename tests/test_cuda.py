@@ -218,9 +218,29 @@ def test_a_recorded_step_is_the_same_step(digits: Any, monkeypatch: pytest.Monke
     torch.testing.assert_close(recorded, expected, atol=2e-3, rtol=1e-3)
 
 
+def test_steps_are_recorded_again_for_the_next_experience(digits: Any) -> None:
+    training = tiny_training(model=tiny_generator().to(CUDA), device=CUDA)
+    training.train(digits.train_stream[:2], eval_streams=[])
+    step = training.optimizer_step
+
+    def failing() -> None:
+        raise InterruptedError
+
+    training.optimizer_step = failing
+    with pytest.raises(InterruptedError):
+        training.train(digits.train_stream[2], eval_streams=[])
+    training.optimizer_step = step
+    training.train(digits.train_stream[2], eval_streams=[])
+    assert training.clock.train_exp_counter == 3
+
+
 def test_hooks_see_each_step(digits: Any) -> None:
     training = tiny_training(model=tiny_generator().to(CUDA), device=CUDA)
-    seen = []
-    training.model.network.mid_block.register_forward_hook(lambda *call: seen.append(call))
+    seen, gradients = [], []
+    network = training.model.network
+    network.conv_in.weight.register_hook(lambda gradient: gradients.append(gradient))
     training.train(digits.train_stream[0], eval_streams=[])
-    assert len(seen) == 3
+    assert len(gradients) == 3
+    network.mid_block.register_forward_hook(lambda module, *call: seen.append(module.training))
+    training.train(digits.train_stream[0], eval_streams=[])
+    assert sum(seen) == 3

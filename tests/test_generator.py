@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from avalanche_magd import DiffusionGenerator
 from avalanche_magd.benchmarks import split_digits
 from avalanche_magd.generator import NULL_LABEL
-from avalanche_magd.networks import default_network
+from avalanche_magd.networks import default_network, is_plain_unet
 from avalanche_magd.pixels import extremes
 
 
@@ -212,6 +212,23 @@ def test_what_cannot_be_saved_or_read_is_refused(tmp_path: Path) -> None:
 def test_images_that_are_too_small_are_refused(image_shape: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DiffusionGenerator(image_shape)
+
+
+def test_a_plain_unet_is_of_its_own_parts() -> None:
+    class Silent(nn.Identity):
+        pass
+
+    class Child(UNet2DModel):
+        pass
+
+    sides = {"block_out_channels": (32, 32), "up_block_types": ("UpBlock2D", "SkipUpBlock2D")}
+    skips = UNet2DModel(down_block_types=("SkipDownBlock2D", "DownBlock2D"), **sides)
+    assert is_plain_unet(tiny_network())
+    for other in (skips, Child(), nn.Identity()):
+        assert not is_plain_unet(other)
+    changed = tiny_network()
+    changed.conv_act = Silent()
+    assert not is_plain_unet(changed)
 
 
 def test_networks_for_other_images_or_without_classes_are_refused() -> None:

@@ -134,6 +134,8 @@ def test_large_images_are_generated_few_at_once() -> None:
     sides = (8, 28, 32, 64, 256)
     assert [images_at_once((3, side, side), cpu) for side in sides] == [128, 83, 64, 16, 16]
     assert [images_at_once((3, side, side), gpu) for side in sides] == [4096, 1337, 1024, 256, 16]
+    large = torch.nn.Linear(2**14, 2**14, device="meta")
+    assert images_at_once((3, 32, 32), gpu, large) == 255
     generator = tiny_generator(classes=(0, 1))
     rng = torch.Generator().manual_seed(0)
     labels = torch.zeros(150, dtype=torch.long)

@@ -113,7 +113,7 @@ def ask_again(lessons: LessonBatch, chosen: Bool[Tensor, " n"], teacher: Denoise
     if not chosen.any():
         return lessons
     target = lessons.target.clone()
-    together = images_at_once(target.shape[1:], target.device)
+    together = images_at_once(target.shape[1:], target.device, teacher)
     for index in torch.split(chosen.nonzero()[:, 0], together):
         asked = lessons.rows(index)
         target[index] = teacher(asked.x_t, asked.t, asked.labels)

@@ -166,7 +166,8 @@ class Distillation:
             )
         device = past.rng.device
         labels = balanced_labels(count, past.classes, past.rng, pool.counts)
-        batches = _batches(labels, images_at_once(past.teacher.latent_shape, device))
+        together = images_at_once(past.teacher.latent_shape, device, past.teacher)
+        batches = _batches(labels, together)
         # Each batch has a seed, so that it is the same whichever process makes it.
         seeds = torch.randint(2**62, (len(batches),), generator=past.rng, device=device).tolist()
         work = partial(self._batch, past, pool.lessons_per_image)
@@ -199,7 +200,7 @@ class Distillation:
 
     def images(self, labels: Int[Tensor, " n"], past: Past) -> Float[Tensor, "n c h w"]:
         """Images of these classes, made as those of a pool are, in the user's range."""
-        together = images_at_once(past.teacher.latent_shape, past.rng.device)
+        together = images_at_once(past.teacher.latent_shape, past.rng.device, past.teacher)
         with past.teacher.frozen():
             batches = [self._source(past, x).run(None) for x in torch.split(labels, together)]
             return torch.cat([past.teacher.pixel_range.to_data(each.images) for each in batches])

@@ -40,6 +40,7 @@ class Pool:
     Attributes:
         images: finished images in the user's range, by slot.
         labels: class of each.
+        classes: those that can be drawn, ascending.
         lessons: k of each image, those of slot i at rows i·k to (i+1)·k; images in half precision.
         weights: how much of t each lesson stands for.
     """
@@ -73,11 +74,6 @@ class Pool:
     def counts(self) -> Counter[int]:
         """How many images there are of each class."""
         return Counter(self.labels[self._born != 0].tolist())
-
-    @property
-    def classes(self) -> list[int]:
-        """The classes that it holds, ascending."""
-        return sorted(self.counts)
 
     @property
     def nbytes(self) -> int:
@@ -144,9 +140,10 @@ class Pool:
         """End a pass: what it wrote can be drawn."""
         self._born[self._born < 0] = self._born.max().clamp(min=0) + 1
         filled = (self._born > 0).nonzero()[:, 0]
-        _, class_index, counts = torch.unique(
+        classes, class_index, counts = torch.unique(
             self.labels[filled], return_inverse=True, return_counts=True
         )
+        self.classes: list[int] = classes.tolist()
         by_label = class_index.argsort(stable=True)
         self._by_label = filled[by_label]
         self._cumulative_images = (1 / counts.double())[class_index[by_label]].cumsum(0)

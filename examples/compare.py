@@ -81,7 +81,7 @@ def steps_within(name: str, seed: int, arguments: argparse.Namespace) -> int:
     """
     # Networks are recorded before a GPU's first step, which many steps make up for.
     on_cpu = arguments.device == "cpu"
-    steps, images = (2, 20) if arguments.smoke else (20, 200) if on_cpu else (400, 4000)
+    steps, images = (2, 20) if arguments.smoke else (20, 200) if on_cpu else (200, 1000)
     small = {"pool_size": images, "images_per_class": 100, "epochs": 1}
     small_arguments = argparse.Namespace(**{**vars(arguments), **small})
     benchmark = load(small_arguments, arguments.experiences, seed)

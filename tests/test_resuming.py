@@ -170,6 +170,17 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(
     assert named == ["experience-0.pt", "experience-0.pt.previous"]
 
 
+def test_a_checkpoint_of_another_form_is_refused_by_name(
+    digits: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = digits.train_stream[:1]
+    with monkeypatch.context() as earlier:
+        earlier.setattr("avalanche_magd.resuming.FORMAT", 1)
+        expected = train(build(tmp_path), stream)
+    with pytest.warns(UserWarning, match="it is of another run"):
+        assert torch.equal(train(build(tmp_path), stream), expected)
+
+
 @pytest.mark.parametrize("changed", ["labels", "images"])
 def test_a_checkpoint_of_other_data_of_the_same_size_is_refused(
     changed: str, tmp_path: Path

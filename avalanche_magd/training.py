@@ -381,9 +381,9 @@ class MAGDTraining(SupervisedTemplate):
             lessons = LessonBatch.cat([lessons, self.rehearsal.lessons(len(x_0), average)])
         self._lessons = lessons
         predict = self.model
-        if self.is_training and self._recorded is not None:
+        if self.is_training:
             lessons = lessons.rows(self.processes.mine())
-            predict = self._recorded
+            predict = self._recorded or predict
         return predict(lessons.x_t, lessons.t, lessons.labels)  # type: ignore[no-any-return]
 
     def _labels(self) -> Tensor:

@@ -80,7 +80,7 @@ class DiffusionGenerator(DynamicModule, Generator):
         num_inference_steps: network calls that :meth:`generate` spends on an image.
         dtype: precision in which the network computes, by autocast; its weights keep theirs.
             ``torch.bfloat16`` is for large networks, on processors that have units for it; the
-            default networks are slower so. Default: that of the weights.
+            default networks gain nothing by it on a GPU. Default: that of the weights.
 
     Attributes:
         class_table: the classes seen so far, and what the benchmark calls them.

@@ -2,9 +2,9 @@
 
 A training step of the default networks is about a thousand kernels of a few microseconds each. To
 launch them takes a processor several times as long as the GPU then works. As two CUDA graphs,
-forward and backward, they are launched together; what they compute is the same. On an H100 a step
-was 4.0, 3.6, 4.2 and 2.6 times as fast so, at 8, 28, 32 and 64 pixels; in training on
-Fashion-MNIST, with data and lessons, 2.9 times.
+forward and backward, they are launched together; what they compute is the same. An earlier form
+of this made a step on an H100 4.0, 3.6, 4.2 and 2.6 times as fast, at 8, 28, 32 and 64 pixels; in
+training on Fashion-MNIST, with data and lessons, 2.9 times.
 
 What a recording leaves out is all that happens on the processor: so it is made of diffusers'
 ``UNet2DModel`` alone, of its own parts and without hooks, for which this is nothing. Networks of

@@ -71,6 +71,9 @@ class MAGDTraining(SupervisedTemplate):
         distillation: how the past is taught.
         train_mb_size: real images of a step, in all processes together; as many lessons join them.
         train_iterations: steps per experience.
+        gradient_accumulation_steps: parts in which a step's rows go through the network, one
+            after another. Each part's gradients are added up before the next part: less memory,
+            same gradients. ``mb_output`` has none then, so other plugins' losses on it do nothing.
         ema_decay: weight of the past in the averaged weights, in [0, 1); 0 switches averaging off.
         max_grad_norm: gradients are clipped to this norm.
         replay_weight: λ, weight of the lessons' loss; 1 is the joint objective.
@@ -110,6 +113,7 @@ class MAGDTraining(SupervisedTemplate):
         distillation: Distillation | None = None,
         train_mb_size: int = 32,
         train_iterations: int = 1000,
+        gradient_accumulation_steps: int = 1,
         ema_decay: float = 0.995,
         max_grad_norm: float = 1.0,
         replay_weight: float = 1.0,
@@ -126,6 +130,7 @@ class MAGDTraining(SupervisedTemplate):
             raise TypeError(f"model must be a DiffusionGenerator, got {type(model).__name__}.")
         check_count("train_mb_size", train_mb_size, at_least=process_count())
         check_count("train_iterations", train_iterations)
+        check_count("gradient_accumulation_steps", gradient_accumulation_steps)
         if not 0 <= ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}.")
         check_number("max_grad_norm", max_grad_norm, at_least=1e-6)
@@ -153,6 +158,7 @@ class MAGDTraining(SupervisedTemplate):
             **base_kwargs,
         )
         self.train_iterations = train_iterations
+        self.gradient_accumulation_steps = gradient_accumulation_steps
         self.ema_decay = ema_decay
         self.max_grad_norm = max_grad_norm
         self.replay_weight = replay_weight
@@ -382,9 +388,25 @@ class MAGDTraining(SupervisedTemplate):
         self._lessons = lessons
         predict = self.model
         if self.is_training:
+            if self.gradient_accumulation_steps > 1:
+                return self._forward_and_backward(lessons)
             lessons = lessons.rows(self.processes.mine())
             predict = self._recorded or predict
         return predict(lessons.x_t, lessons.t, lessons.labels)  # type: ignore[no-any-return]
+
+    def _forward_and_backward(self, lessons: LessonBatch) -> Float[Tensor, "n c h w"]:
+        """Predictions, part by part, with each part's gradients added up at once."""
+        errors = torch.zeros(len(lessons.t), device=self.device, requires_grad=True)
+        (weights,) = torch.autograd.grad(self._loss(errors), errors)  # it is linear in them
+        mine, parts = self.processes.mine(), self.gradient_accumulation_steps
+        predictions = []
+        for each in torch.arange(len(errors), device=self.device)[mine].chunk(parts):
+            part = lessons.rows(each)
+            prediction = self.model(part.x_t, part.t, part.labels)
+            loss: Any = weights[each] @ squared_errors(prediction, part.target)
+            loss.backward()
+            predictions.append(prediction.detach())
+        return torch.cat(predictions).requires_grad_()
 
     def _labels(self) -> Tensor:
         """The rows' classes; "no class" for some if guided, and for classes not learnt."""
@@ -414,6 +436,9 @@ class MAGDTraining(SupervisedTemplate):
                 self.dataloader.set_postfix(point.errors, refresh=False)
         else:
             errors = squared_errors(self.mb_output, target)
+        return self._loss(errors)
+
+    def _loss(self, errors: Float[Tensor, " n"]) -> Float[Tensor, ""]:
         real = len(self.mb_x)
         return total_loss(errors[:real], errors[real:], self._w_new, self.replay_weight)
 

@@ -50,6 +50,7 @@ MODES: dict[str, dict[str, Any]] = {
     "ddgr": {"mode": baselines.dgr, "fresh": True, "classifier_scale": 1.0},
 }
 REFERENCE = ("generative_distillation", 20)
+MAGD_AT_20 = ("magd", 20)
 
 
 class Timed:
@@ -156,6 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--benchmark", choices=("digits", "fashion_mnist"), default="digits")
     parser.add_argument("--root", type=Path, help="where Fashion-MNIST is")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--steps", type=int, nargs="+", default=[2, 10, 20, 100], help="K")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, help="where to write the rows")
@@ -163,9 +165,8 @@ def main() -> None:
     arguments = parser.parse_args()
     rounds = 1 if arguments.smoke else 5
     iterations = 2 if arguments.smoke else 20 if arguments.device == "cpu" else 200
-    wanted = [(mode, steps) for steps in arguments.steps for mode in MODES]
-    if REFERENCE not in wanted:
-        wanted.append(REFERENCE)
+    wanted = [(mode, steps) for steps in arguments.steps for mode in arguments.modes]
+    wanted += [each for each in (REFERENCE, MAGD_AT_20) if each not in wanted]
     timed = [Timed(mode, steps, arguments) for mode, steps in wanted]
     thousand = Timed("ddgr", 1000, arguments)
     bare: list[tuple[float, float]] = []
@@ -179,7 +180,10 @@ def main() -> None:
         bare.append(bare_loop(timed[0], iterations))
         print(f"round {number + 1} of {rounds}", flush=True)
     network, network_and_data = (min(column) for column in zip(*bare, strict=True))
-    reference = next(e for e in timed if (e.mode, e.num_inference_steps) == REFERENCE)
+    reference, magd = (
+        next(each for each in timed if (each.mode, each.num_inference_steps) == those)
+        for those in (REFERENCE, MAGD_AT_20)
+    )
     rows = [
         {
             "mode": each.mode,
@@ -197,7 +201,6 @@ def main() -> None:
             f"{row['mode']:<34}{row['num_inference_steps']:>6}"
             f"{row['teacher_forwards_per_lesson']:>21.2f}{row['ratio']:>8.3f}{row['overhead']:>10.3f}"
         )
-    magd = next(e for e in timed if e.mode == "magd" and e.num_inference_steps == 20)
     print(
         f"\nSteps are relative to {REFERENCE[0]} at K = {REFERENCE[1]}. MAGD at K = 20 takes "
         f"{magd.step / reference.step:.3f} of its seconds, "

@@ -25,7 +25,7 @@ METHODS = ["replay-50", "balanced_replay-50", "icarl-50", "strong_vae", "magd", 
 LOSSES = ["replay_weight-0.25", "replay_weight-4", "current_weight-0.1"]
 ARGUMENTS = {
     "compare": ["--output", "{folder}", "--seconds", "1", "--methods", *METHODS],
-    "timing": ["--steps", "2", "20", "--json", "{folder}/timing.json"],
+    "timing": ["--steps", "2", "--json", "{folder}/timing.json"],
 }
 LEFT = {
     "resume": "*.pt",
@@ -90,7 +90,7 @@ def check_timing(rows: list[dict[str, Any]]) -> None:
         (row["mode"], row["num_inference_steps"]): row["teacher_forwards_per_lesson"]
         for row in rows
     }
-    assert forwards["magd", 20] == forwards["lwf_distillation", 20] == 1
+    assert forwards["magd", 20] == forwards["lwf_distillation", 2] == 1
     assert forwards["generative_distillation", 20] == 21
     assert forwards["ddgr", 1000] == 1000
     assert all(row["seconds"] > 0 and row["ratio"] > 0 and "overhead" in row for row in rows)

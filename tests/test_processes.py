@@ -16,6 +16,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "MAGD": {},
     "SGGD and guidance": {"mode": MAGD(snr_band=(0.05, 20.0)), "guidance_scale": 2.0},
     "a solver that is asked": {"conditional": False},
+    "gradients accumulated": {"gradient_accumulation_steps": 3},
     "fresh lessons": {"mode": baselines.dgr, "fresh": True},
 }
 

@@ -298,6 +298,31 @@ def test_an_interrupted_part_leaves_the_average_and_goes_on(digits: Any) -> None
     assert training.teacher.steps == 20
 
 
+def test_gradients_accumulated_in_parts_are_those_of_the_whole(digits: Any) -> None:
+    weights, curves, spent = [], [], []
+    for parts, most in ((1, 16), (3, 6)):
+        torch.manual_seed(0)
+        training = tiny_training(
+            gradient_accumulation_steps=parts,
+            train_iterations=20,
+            current_weight=0.9,
+            distillation=Distillation(pool_size=20, num_inference_steps=3),
+        )
+        seen = []
+        training.model.network.conv_in.register_forward_hook(
+            lambda module, inputs, _, seen=seen: seen.append(len(inputs[0]) * module.training)
+        )
+        for experience in digits.train_stream[:2]:
+            training.train(experience, eval_streams=[])
+        assert max(seen) == most
+        weights.append(nn.utils.parameters_to_vector(training.model.parameters()))
+        curves.append([list(point.errors.values()) for point in training.curves.points])
+        spent.append((training.cost.training.forwards, training.cost.training.backwards))
+    torch.testing.assert_close(*weights, atol=2e-4, rtol=1e-3)
+    assert curves[1] == [pytest.approx(errors, rel=1e-4) for errors in curves[0]]
+    assert spent[0] == spent[1] == (20 * 8 + 20 * 16,) * 2
+
+
 def test_a_network_may_compute_in_half_precision(digits: Any) -> None:
     pools = {}
     for dtype in (None, torch.bfloat16):
@@ -366,6 +391,11 @@ def test_a_pool_of_an_interrupted_experience_is_not_used_for_the_next(digits: An
     ("arguments", "error", "message"),
     [
         ({"train_iterations": 0}, ValueError, "train_iterations must be at least 1"),
+        (
+            {"gradient_accumulation_steps": 0},
+            ValueError,
+            "gradient_accumulation_steps must be at least 1",
+        ),
         ({"train_epochs": 2}, TypeError, "give no train_epochs"),
         ({"train_mb_size": 1.5}, TypeError, "train_mb_size must be an integer"),
         ({"ema_decay": 1.0}, ValueError, r"ema_decay must be in \[0, 1\)"),

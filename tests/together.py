@@ -29,6 +29,7 @@ def run(
     wrapped: bool = False,
     folder: Path | None = None,
     dies_at: int | None = None,
+    gradient_accumulation_steps: int = 1,
     **kwargs: Any,
 ) -> None:
     """Train on two experiences, and write what came out.
@@ -43,6 +44,7 @@ def run(
         folder: for checkpoints.
         dies_at: step of the generator in the second experience at which the process of rank 1 is
             killed.
+        gradient_accumulation_steps: of the generator's training.
         **kwargs: of the distillation.
     """
     warnings.simplefilter("ignore")
@@ -56,6 +58,7 @@ def run(
         model=tiny_generator(),
         distillation=Distillation(pool_size=300, num_inference_steps=3, **kwargs),
         train_iterations=20,
+        gradient_accumulation_steps=gradient_accumulation_steps,
         checkpoint_folder=folder,
         checkpoint_every=5,
         seed=None,

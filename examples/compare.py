@@ -248,10 +248,10 @@ def main() -> None:
     if arguments.images_per_class and arguments.benchmark != "fashion_mnist":
         parser.error("--images-per-class is for --benchmark fashion_mnist")
     if arguments.smoke:
-        arguments.epochs, arguments.iterations, arguments.pool_size = 1, 3, 20
+        arguments.epochs, arguments.iterations, arguments.pool_size = 1, 3, 40
         arguments.seeds = arguments.seeds[:1]
     elif arguments.epochs is None:
-        arguments.epochs = 20 if arguments.benchmark == "digits" else 2
+        arguments.epochs = 20 if "digits" in arguments.benchmark else 2
     methods = [
         *(arguments.methods or []),
         *(name for each in arguments.groups for name in GROUPS[each]),

@@ -1,7 +1,7 @@
 """Scaling: what MAGD costs as experiences, pool and images grow.
 
-Digits and their quarter turns, 40 classes of real images, two in each experience, ``MAGDPlugin()``
-and the small solver of the other studies. One table, in three parts:
+40 classes of real images, made of the digits, two in each experience, ``MAGDPlugin()`` and the
+small solver of the other studies. One table, in three parts:
 
 * 20 experiences: seconds and bytes of the 2nd, 5th, 10th and 20th;
 * pools of 500 to 8,000 images: seconds and bytes of the second experience;
@@ -23,49 +23,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from avalanche.benchmarks import nc_benchmark
 from avalanche.training import Naive
-from study import Solver, silent_evaluator
+from study import Solver, forty_digits, silent_evaluator
 from torch import nn
-from torch.utils.data import TensorDataset
 
 from avalanche_magd import MAGDPlugin
-from avalanche_magd.benchmarks import split_digits
 from avalanche_magd.distillation import Distillation
 from avalanche_magd.plugin import ITERATIONS_PER_PIXEL, MIN_ITERATIONS
 from avalanche_magd.report import table
 
-CLASSES_PER_EXPERIENCE = 2
-
-
-def turned_digits(side: int) -> Any:
-    """40 classes in 20 experiences: each digit, turned by 0, 90, 180 and 270 degrees."""
-    benchmark = split_digits(1, seed=0)
-    parts = []
-    for stream in (benchmark.train_stream, benchmark.test_stream):
-        samples = [sample[:2] for sample in stream[0].dataset.eval()]
-        images = torch.stack([image for image, _ in samples])
-        labels = torch.tensor([label for _, label in samples])
-        images = nn.functional.interpolate(images, side, mode="bilinear", antialias=True)
-        turned = torch.cat([images.rot90(turn, (2, 3)) for turn in range(4)])
-        classes = torch.cat([labels + 10 * turn for turn in range(4)])
-        parts.append(TensorDataset(turned, classes))
-        parts[-1].targets = classes.tolist()  # where Avalanche looks for them
-    train, test = parts
-    return nc_benchmark(
-        train,
-        test,
-        40 // CLASSES_PER_EXPERIENCE,
-        task_labels=False,
-        fixed_class_order=list(range(40)),
-    )
+EXPERIENCES = 20
 
 
 def run(
     experiences: int, side: int = 8, iterations: int | None = None, **settings: Any
 ) -> list[dict[str, float]]:
     """Train on some experiences; what each of them took."""
-    benchmark = turned_digits(side)
+    benchmark = forty_digits(EXPERIENCES, side=side)
     plugin = MAGDPlugin(seed=0, generator_iterations=iterations, progress=False, **settings)
     torch.manual_seed(0)
     model = Solver(1, benchmark.n_classes)
@@ -110,7 +84,7 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     smoke = arguments.smoke
     budget = {"iterations": 2, "pool_size": 40} if smoke else {}
-    last = 4 if smoke else 20
+    last = 4 if smoke else EXPERIENCES
     stream = run(last, **budget)
     unit = stream[1]["seconds"]
     rows = [

@@ -16,17 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from avalanche.benchmarks import SplitCIFAR10, SplitCIFAR100, SplitMNIST
+from avalanche.benchmarks import SplitCIFAR10, SplitCIFAR100, SplitMNIST, nc_benchmark
 from avalanche.logging import TextLogger
 from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from avalanche_magd.benchmarks import split_digits, split_fashion_mnist, split_image_folder
 from avalanche_magd.processes import is_main_process, process_count
 from avalanche_magd.report import table
 
 DOWNLOADED = {"mnist": SplitMNIST, "cifar10": SplitCIFAR10, "cifar100": SplitCIFAR100}
-BENCHMARKS = ("digits", "fashion_mnist", "folder", *DOWNLOADED)
+BENCHMARKS = ("digits", "forty_digits", "fashion_mnist", "folder", *DOWNLOADED)
 ACCURACY = "Top1_Acc_Stream/eval_phase/test_stream/Task000"
 FORGETTING = "StreamForgetting/eval_phase/test_stream"
 
@@ -67,6 +68,8 @@ def load(arguments: argparse.Namespace, experiences: int, seed: int) -> Any:
             return split_fashion_mnist(experiences, root=root, images_per_class=each, seed=seed)
         if name == "digits":
             return split_digits(experiences, seed=seed)
+        if name == "forty_digits":
+            return forty_digits(experiences, seed=seed)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(str(error)) from error
     try:
@@ -77,6 +80,22 @@ def load(arguments: argparse.Namespace, experiences: int, seed: int) -> Any:
             "where there is a network, and name its folder by --root; or use --benchmark "
             "digits, which needs nothing."
         ) from error
+
+
+def forty_digits(experiences: int, *, side: int = 8, seed: int = 0) -> Any:
+    """40 classes of real images: the digits, turned by a quarter, and the negatives of both."""
+    parts = []
+    digits = split_digits(1, seed=seed)
+    for stream in (digits.train_stream, digits.test_stream):
+        samples = [sample[:2] for sample in stream[0].dataset.eval()]
+        upright = torch.stack([image for image, _ in samples])
+        upright = nn.functional.interpolate(upright, side, mode="bilinear", antialias=True)
+        positive = torch.cat([upright, upright.rot90(1, (2, 3))])
+        labels = torch.tensor([label for _, label in samples])
+        classes = torch.cat([labels + 10 * kind for kind in range(4)])
+        parts.append(TensorDataset(torch.cat([positive, 1 - positive]), classes))
+        parts[-1].targets = classes.tolist()  # where Avalanche looks for them
+    return nc_benchmark(*parts, experiences, task_labels=False, seed=seed)
 
 
 def name_of(arguments: argparse.Namespace) -> str:

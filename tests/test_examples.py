@@ -126,6 +126,29 @@ def test_a_run_is_known_again_until_its_settings_or_the_defaults_change(
     assert key() != known
 
 
+def test_forty_digits_are_digits_turned_ones_and_the_negatives_of_both(
+    monkeypatch: pytest.MonkeyPatch, digits: Any
+) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES[0].parent))
+    benchmark = importlib.import_module("study").forty_digits(20, seed=1)
+    assert [len(each.classes_in_this_experience) for each in benchmark.train_stream] == [2] * 20
+
+    def images(benchmark: Any) -> dict[int, torch.Tensor]:
+        found: dict[int, list[torch.Tensor]] = {}
+        for experience in benchmark.test_stream:
+            for image, label, *_ in experience.dataset.eval():
+                found.setdefault(int(label), []).append(image)
+        return {label: torch.stack(each) for label, each in found.items()}
+
+    upright, forty = images(digits), images(benchmark)
+    assert len(forty) == 40
+    for label, given in upright.items():
+        torch.testing.assert_close(forty[label], given)
+        torch.testing.assert_close(forty[label + 10], given.rot90(1, (2, 3)))
+        torch.testing.assert_close(forty[label + 20], 1 - given)
+        torch.testing.assert_close(forty[label + 30], 1 - given.rot90(1, (2, 3)))
+
+
 def test_each_method_of_this_package_is_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES[0].parent))
     methods = importlib.import_module("methods")

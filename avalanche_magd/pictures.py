@@ -117,7 +117,7 @@ def draw_curves(curves: Mapping[str, Sequence[Mapping[int, float]]], title: str)
         values = [[run[learnt] for run in runs if learnt in run] for learnt in at]
         means = [statistics.mean(each) for each in values]
         if len(at) == 1 < longest:
-            line = axis.axhline(means[0], linestyle=":", color="gray", label=name)
+            line = axis.axhline(means[0], linestyle=":", color="black", label=name)
             ends.append((means[-1], line))
             continue
         spread = [statistics.stdev(each) if len(each) > 1 else 0.0 for each in values]

@@ -82,10 +82,13 @@ def load(arguments: argparse.Namespace, experiences: int, seed: int) -> Any:
         ) from error
 
 
-def forty_digits(experiences: int, *, side: int = 8, seed: int = 0) -> Any:
-    """40 classes of real images: the digits, turned by a quarter, and the negatives of both."""
+def forty_digits(experiences: int, *, side: int = 8, seed: int | None = None) -> Any:
+    """40 classes of real images: the digits, turned by a quarter, and the negatives of both.
+
+    The seed decides the order of classes; without one they come as they are numbered.
+    """
     parts = []
-    digits = split_digits(1, seed=seed)
+    digits = split_digits(1, seed=0)
     for stream in (digits.train_stream, digits.test_stream):
         samples = [sample[:2] for sample in stream[0].dataset.eval()]
         upright = torch.stack([image for image, _ in samples])
@@ -95,7 +98,8 @@ def forty_digits(experiences: int, *, side: int = 8, seed: int = 0) -> Any:
         classes = torch.cat([labels + 10 * kind for kind in range(4)])
         parts.append(TensorDataset(torch.cat([positive, 1 - positive]), classes))
         parts[-1].targets = classes.tolist()  # where Avalanche looks for them
-    return nc_benchmark(*parts, experiences, task_labels=False, seed=seed)
+    shuffle = seed is not None
+    return nc_benchmark(*parts, experiences, task_labels=False, shuffle=shuffle, seed=seed)
 
 
 def name_of(arguments: argparse.Namespace) -> str:

@@ -107,7 +107,6 @@ def starting_point(training: Any, experience: Any, classifier: Classifier | None
         ],
         training.train_mb_size,
         training.train_iterations,
-        training.gradient_accumulation_steps,
         training.ema_decay,
         training.max_grad_norm,
         training.replay_weight,

@@ -136,6 +136,19 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_used(
     assert again.cost.training.backwards == 8  # one step after the ninth
 
 
+def test_a_run_that_had_too_little_memory_goes_on_in_parts(digits: Any, tmp_path: Path) -> None:
+    stream = digits.train_stream[:1]
+    torch.manual_seed(0)
+    models = tiny_generator(), tiny_generator()  # dropout would draw other masks for the parts
+    models[1].load_state_dict(models[0].state_dict())
+    whole = train(build(tmp_path, model=models[0]), stream)
+    file = tmp_path / "experience-0.pt"
+    file.with_name(f"{file.name}.previous").replace(file)  # what was saved before the end
+    parts = build(tmp_path, model=models[1], gradient_accumulation_steps=2)
+    torch.testing.assert_close(train(parts, stream), whole, atol=1e-5, rtol=1e-4)
+    assert parts.cost.training.backwards == 8  # one step after the ninth
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -73,8 +73,8 @@ class MAGDTraining(SupervisedTemplate):
         train_iterations: steps per experience.
         gradient_accumulation_steps: parts in which a step's rows go through the network, one
             after another. Each part's gradients are added up before the next part: less memory,
-            same gradients, dropout apart. ``mb_output`` passes none on then: what other plugins add to the loss
-            by it teaches nothing.
+            same gradients, dropout apart. ``mb_output`` passes none on then: what other plugins
+            add to the loss by it teaches nothing.
         ema_decay: weight of the past in the averaged weights, in [0, 1); 0 switches averaging off.
         max_grad_norm: gradients are clipped to this norm.
         replay_weight: λ, weight of the lessons' loss; 1 is the joint objective.

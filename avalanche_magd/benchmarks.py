@@ -1,13 +1,19 @@
 """Class-incremental benchmarks: one without a download, Fashion-MNIST, any folder of images.
 
-Each returns what Avalanche's own ``Split…`` constructors return, by its ``nc_benchmark``, and
-takes the same arguments: ``n_experiences``, ``seed``, ``fixed_class_order``, ``return_task_id``
-and transforms.
+Each returns what Avalanche's own ``Split…`` constructors return, with ``train_stream`` and
+``test_stream``, by its ``nc_benchmark``. What they share:
+
+* ``n_experiences``: a divisor of the number of classes;
+* ``return_task_id``: give each experience a task label of its own;
+* ``**benchmark_kwargs``: passed to ``nc_benchmark``: ``seed`` of the class order, or
+  ``fixed_class_order``, without which the order is random; ``train_transform``, applied to
+  training images; ``eval_transform``, applied to test images, and to training images in
+  evaluation; and what else it takes.
 """
 
 import gzip
 import hashlib
-from collections.abc import Callable, Sequence
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +26,9 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import datasets, transforms
+from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
 
-from avalanche_magd.arguments import check_count
+from avalanche_magd.runtime.validation import check_count
 
 FASHION_MNIST_FILES = {
     # SHA-256 of the decompressed files: packagers compress them anew.
@@ -32,50 +39,21 @@ FASHION_MNIST_FILES = {
 }
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
-Transform = Callable[[Any], Any]
-
 
 def split_digits(
-    n_experiences: int = 5,
-    *,
-    return_task_id: bool = False,
-    seed: int | None = None,
-    fixed_class_order: Sequence[int] | None = None,
-    train_transform: Transform | None = None,
-    eval_transform: Transform | None = None,
+    n_experiences: int = 5, *, return_task_id: bool = False, **benchmark_kwargs: Any
 ) -> Any:
     """Handwritten digits, 1 × 8 × 8, ten classes; comes with scikit-learn, needs no download.
 
-    1,347 training and 450 test images, the same for every seed; values in [0, 1].
-
-    Args:
-        n_experiences: a divisor of ten.
-        return_task_id: give each experience a task label of its own.
-        seed: of the class order; without it and ``fixed_class_order`` the order is random.
-        fixed_class_order: the class order, instead of a random one.
-        train_transform: applied to training images.
-        eval_transform: applied to test images, and to training images in evaluation.
-
-    Returns:
-        An Avalanche benchmark with ``train_stream`` and ``test_stream``.
+    1,347 training and 450 test images, the same for every seed; values in [0, 1]. For the
+    arguments see :mod:`avalanche_magd.benchmarks`.
     """
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
     labels = torch.tensor(digits.target)
-    split = train_test_split(
-        np.arange(len(labels)), test_size=450, random_state=0, stratify=labels
-    )
-    train, test = (torch.from_numpy(rows) for rows in split)
-    return nc_benchmark(
-        _LabelledImages(images[train], labels[train]),
-        _LabelledImages(images[test], labels[test]),
-        n_experiences,
-        task_labels=return_task_id,
-        seed=seed,
-        fixed_class_order=fixed_class_order,
-        train_transform=train_transform,
-        eval_transform=eval_transform,
-    )
+    rows = train_test_split(np.arange(len(labels)), test_size=450, random_state=0, stratify=labels)
+    train, test = (_LabelledImages(images[each], labels[each]) for each in rows)
+    return nc_benchmark(train, test, n_experiences, return_task_id, **benchmark_kwargs)
 
 
 def split_fashion_mnist(
@@ -84,10 +62,7 @@ def split_fashion_mnist(
     root: str | Path | None = None,
     images_per_class: int | None = None,
     return_task_id: bool = False,
-    seed: int | None = None,
-    fixed_class_order: Sequence[int] | None = None,
-    train_transform: Transform | None = None,
-    eval_transform: Transform | None = None,
+    **benchmark_kwargs: Any,
 ) -> Any:
     """Fashion-MNIST, 1 × 28 × 28, ten classes, 6,000 training and 1,000 test images of each.
 
@@ -96,17 +71,11 @@ def split_fashion_mnist(
     downloaded by torchvision into ``~/.avalanche/data``.
 
     Args:
-        n_experiences: a divisor of ten.
+        n_experiences: see :mod:`avalanche_magd.benchmarks`, as for ``return_task_id``.
         root: folder that holds the files.
         images_per_class: training images to keep of each class, the first ones. Default: all.
-        return_task_id: give each experience a task label of its own.
-        seed: of the class order; without it and ``fixed_class_order`` the order is random.
-        fixed_class_order: the class order, instead of a random one.
-        train_transform: applied to training images.
-        eval_transform: applied to test images, and to training images in evaluation.
-
-    Returns:
-        An Avalanche benchmark with ``train_stream`` and ``test_stream``.
+        return_task_id: whether experiences have task labels.
+        **benchmark_kwargs: of Avalanche's ``nc_benchmark``.
 
     Raises:
         FileNotFoundError: the files are nowhere and could not be downloaded, or not in ``root``.
@@ -118,16 +87,9 @@ def split_fashion_mnist(
         rows = [(train_labels == label).nonzero()[:images_per_class, 0] for label in range(10)]
         kept = torch.cat(rows).sort().values
         train_images, train_labels = train_images[kept], train_labels[kept]
-    return nc_benchmark(
-        _LabelledImages(train_images, train_labels),
-        _LabelledImages(test_images, test_labels),
-        n_experiences,
-        task_labels=return_task_id,
-        seed=seed,
-        fixed_class_order=fixed_class_order,
-        train_transform=train_transform,
-        eval_transform=eval_transform,
-    )
+    train = _LabelledImages(train_images, train_labels)
+    test = _LabelledImages(test_images, test_labels)
+    return nc_benchmark(train, test, n_experiences, return_task_id, **benchmark_kwargs)
 
 
 def split_image_folder(
@@ -136,25 +98,17 @@ def split_image_folder(
     *,
     image_size: int,
     return_task_id: bool = False,
-    seed: int | None = None,
-    fixed_class_order: Sequence[int] | None = None,
-    train_transform: Transform | None = None,
-    eval_transform: Transform | None = None,
+    **benchmark_kwargs: Any,
 ) -> Any:
     """Any images in the layout ``root/{train,test}/<class>/<image>``, read as they are needed.
 
     Args:
         root: the folder.
-        n_experiences: a divisor of the number of classes.
+        n_experiences: see :mod:`avalanche_magd.benchmarks`, as for ``return_task_id``.
         image_size: side in pixels; images are resized and cropped at the centre to a square.
-        return_task_id: give each experience a task label of its own.
-        seed: of the class order; without it and ``fixed_class_order`` the order is random.
-        fixed_class_order: the class order, instead of a random one.
-        train_transform: from an RGB PIL image to a tensor. Default: resize, crop, ``ToTensor``.
-        eval_transform: likewise, for test images and for training images in evaluation.
-
-    Returns:
-        An Avalanche benchmark with ``train_stream`` and ``test_stream``.
+        return_task_id: whether experiences have task labels.
+        **benchmark_kwargs: of Avalanche's ``nc_benchmark``; transforms are given RGB PIL images,
+            and give tensors. Default of both: resize, crop, ``ToTensor``.
 
     Raises:
         FileNotFoundError: the layout is another.
@@ -167,29 +121,16 @@ def split_image_folder(
             raise FileNotFoundError(
                 f"{root / part} is not a folder: expected {root}/{{train,test}}/<class>/<image>."
             )
-    to_tensor = transforms.Compose(
-        [
-            transforms.Resize(image_size, antialias=True),
-            transforms.CenterCrop(image_size),
-            transforms.ToTensor(),
-        ]
-    )
+    square = [transforms.Resize(image_size, antialias=True), transforms.CenterCrop(image_size)]
+    to_tensor = transforms.Compose([*square, transforms.ToTensor()])
     train, test = (datasets.ImageFolder(str(root / part)) for part in ("train", "test"))
     if train.classes != test.classes:
         raise ValueError(
-            f"{root}/train and {root}/test have different classes: "
-            f"{train.classes}, {test.classes}."
+            f"train and test in {root} have different classes: {train.classes}, {test.classes}."
         )
-    return nc_benchmark(
-        train,
-        test,
-        n_experiences,
-        task_labels=return_task_id,
-        seed=seed,
-        fixed_class_order=fixed_class_order,
-        train_transform=train_transform or to_tensor,
-        eval_transform=eval_transform or to_tensor,
-    )
+    for transform in ("train_transform", "eval_transform"):
+        benchmark_kwargs[transform] = benchmark_kwargs.get(transform) or to_tensor
+    return nc_benchmark(train, test, n_experiences, return_task_id, **benchmark_kwargs)
 
 
 class _LabelledImages(Dataset[tuple[Tensor, int]]):
@@ -226,7 +167,7 @@ def _fashion_mnist(root: str | Path | None) -> tuple[Tensor, Tensor, Tensor, Ten
 
 
 def _read_idx(folder: Path, name: str, digest: str) -> Tensor:
-    """An IDX file of unsigned bytes as a tensor; images get a channel dimension."""
+    """An IDX file, compressed by gzip or not, as a tensor; images get a channel dimension."""
     plain, packed = folder / name, folder / f"{name}.gz"
     if plain.is_file():
         content = plain.read_bytes()
@@ -236,8 +177,8 @@ def _read_idx(folder: Path, name: str, digest: str) -> Tensor:
         raise FileNotFoundError(f"{folder} holds neither {name} nor {name}.gz.")
     if hashlib.sha256(content).hexdigest() != digest:
         raise ValueError(f"{name} in {folder} is damaged or not Fashion-MNIST's: fetch it again.")
-    dimensions = content[3]
-    shape = np.frombuffer(content, ">i4", dimensions, offset=4).tolist()
-    values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
-    tensor = torch.from_numpy(values.copy())
-    return tensor if dimensions == 1 else tensor[:, None]
+    with tempfile.TemporaryDirectory() as temporary:
+        file = Path(temporary) / name
+        file.write_bytes(content)
+        tensor: Tensor = read_sn3_pascalvincent_tensor(str(file))
+    return tensor if tensor.ndim == 1 else tensor[:, None]

@@ -22,10 +22,8 @@ from avalanche.training.plugins import EvaluationPlugin
 from study import ACCURACY, BENCHMARKS, Solver, load, positive
 
 from avalanche_magd import MAGDPlugin
-from avalanche_magd.distillation import Distillation
-from avalanche_magd.metrics import generation_metrics, train_judge
-from avalanche_magd.report import write_report
-from avalanche_magd.runs import RunLogger
+from avalanche_magd.metrics import generation_metrics, train_evaluation_classifier
+from avalanche_magd.reporting import RunLogger, write_report
 
 
 def main() -> None:
@@ -54,17 +52,18 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     image, *_ = benchmark.train_stream[0].dataset[0]
     model = Solver(len(image), benchmark.n_classes)
-    pool_size = arguments.pool_size or Distillation.pool_size
-    plugin = MAGDPlugin(generator_iterations=arguments.iterations, pool_size=pool_size)
-    judge = train_judge(
-        benchmark.train_stream, file=arguments.output / "judge.pt", device=arguments.device
+    plugin = MAGDPlugin(generator_iterations=arguments.iterations, pool_size=arguments.pool_size)
+    classifier = train_evaluation_classifier(
+        benchmark.train_stream,
+        file=arguments.output / "evaluation_classifier.pt",
+        device=arguments.device,
     )
     logger = RunLogger(arguments.output, name="MAGD", seed=arguments.seed)
     evaluator = EvaluationPlugin(
         accuracy_metrics(experience=True, stream=True),
         forgetting_metrics(stream=True),
         bwt_metrics(stream=True),
-        generation_metrics(plugin, judge),
+        generation_metrics(plugin, classifier),
         loggers=[logger],
     )
     strategy = Naive(

@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from avalanche.evaluation.metrics import accuracy_metrics, bwt_metrics, forgetting_metrics
 from matplotlib.figure import Figure
-from methods import GROUPS, ROWS, build, known_of, method_name, ours, recipe
+from methods import GROUPS, ROWS, build, known_of, method_name, recipe, with_magd
 from study import (
     ACCURACY,
     FORGETTING,
@@ -51,10 +51,15 @@ from study import (
 )
 
 from avalanche_magd.distillation import Distillation
-from avalanche_magd.metrics import Judge, generation_metrics, train_judge
-from avalanche_magd.pictures import DPI, draw_curves
-from avalanche_magd.processes import Processes, is_main_process, process_count
-from avalanche_magd.runs import environment
+from avalanche_magd.metrics import (
+    EvaluationClassifier,
+    generation_metrics,
+    train_evaluation_classifier,
+)
+from avalanche_magd.metrics.generation import METRICS
+from avalanche_magd.reporting.plotting import DPI, draw_curves
+from avalanche_magd.reporting.run_logger import environment
+from avalanche_magd.runtime.distributed import Processes, is_main_process, process_count
 
 DEFAULT = ["naive", "joint", "replay-200", "replay-500", "vae", "strong_vae", "magd"]
 IGNORED = ("methods", "groups", "table")
@@ -87,7 +92,7 @@ def steps_within(name: str, seed: int, arguments: argparse.Namespace) -> int:
     benchmark = load(small_arguments, arguments.experiences, seed)
     known = known_of(benchmark, seed, small_arguments)
     known.common["evaluator"] = silent_evaluator()
-    method = ours(name, known, seed, steps)
+    method = with_magd(name, known, seed, steps)
     assert method.plugin is not None
     timed = []
     for experience in benchmark.train_stream[:3]:
@@ -100,7 +105,7 @@ def steps_within(name: str, seed: int, arguments: argparse.Namespace) -> int:
             getattr(method.plugin.cost, phase).seconds - getattr(before, phase).seconds
             for phase in ("generation", "replay", "training")
         )
-        if ROWS[name].distillation.get("fresh"):  # lessons are made within the steps
+        if ROWS[name].distillation.get("on_the_fly"):  # lessons are made within the steps
             timed.append((busy * replay / images, busy * (training + generation) / steps))
         else:
             timed.append((busy * (replay + generation) / images, busy * training / steps))
@@ -108,8 +113,8 @@ def steps_within(name: str, seed: int, arguments: argparse.Namespace) -> int:
     pool = arguments.pool_size or Distillation.pool_size
     steps = max(1, int((arguments.seconds - pool * per_image) / per_step))
     if process_count() > 1:  # the main process's clock counts
-        (shared,) = Processes().share([torch.tensor(steps)], 0, torch.device("cpu"))
-        steps = int(shared)
+        shared = Processes().share({"steps": torch.tensor(steps)}, 0, torch.device("cpu"))
+        steps = int(shared["steps"])
     return steps
 
 
@@ -128,9 +133,12 @@ def run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     known.common["evaluator"] = evaluator = silent_evaluator(*metrics)
     method = build(name, known, seed, iterations)
     if method.plugin is not None:
-        judge = judge_of(arguments)
-        images = 20 if arguments.smoke else 500
-        evaluator.metrics += generation_metrics(method.plugin, judge, images=images, samples=False)
+        evaluator.metrics += generation_metrics(
+            method.plugin,
+            evaluation_classifier(arguments),
+            metrics=METRICS.keys() - {"samples"},
+            images=20 if arguments.smoke else 500,
+        )
     start, evaluating, accuracies = time.perf_counter(), 0.0, []
     stream = benchmark.train_stream
     for step in [stream] if name == "joint" else stream:
@@ -166,11 +174,11 @@ def run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     return line
 
 
-def judge_of(arguments: argparse.Namespace) -> Judge:
+def evaluation_classifier(arguments: argparse.Namespace) -> EvaluationClassifier:
     """Trained on all real images; kept in the output folder."""
     benchmark = load(arguments, 1, 0)
-    file = arguments.output / f"judge-{name_of(arguments)}.pt"
-    return train_judge(benchmark.train_stream, file=file, device=arguments.device)
+    file = arguments.output / f"classifier-{name_of(arguments)}.pt"
+    return train_evaluation_classifier(benchmark.train_stream, file=file, device=arguments.device)
 
 
 def draw(runs: dict[str, list[dict[str, Any]]], folder: Path, title: str) -> list[Path]:
@@ -225,8 +233,8 @@ def draw_points(runs: dict[str, list[dict[str, Any]]], column: str, label: str) 
     return figure
 
 
-def main() -> None:
-    """Run what is missing, print the table, draw the figures."""
+def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """What a user may vary; ``methods`` are those of the groups too."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -244,7 +252,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("results/compare"))
     parser.add_argument("--table", help="name of table and figures; default: the benchmark's")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     if arguments.images_per_class and arguments.benchmark != "fashion_mnist":
         parser.error("--images-per-class is for --benchmark fashion_mnist")
     if arguments.smoke:
@@ -256,23 +264,38 @@ def main() -> None:
         *(arguments.methods or []),
         *(name for each in arguments.groups for name in GROUPS[each]),
     ]
-    methods = list(dict.fromkeys(methods)) or DEFAULT
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    use_own_gpu()
-    judge_of(arguments)
-    image, *_ = load(arguments, 1, 0).train_stream[0].dataset[0]
-    tasks = {
-        (name, seed): key_of(arguments, IGNORED, name, seed, recipe(name, tuple(image.shape)))
-        for name in methods
+    arguments.methods = list(dict.fromkeys(methods)) or DEFAULT
+    return arguments
+
+
+def keys_of(
+    arguments: argparse.Namespace, image_shape: tuple[int, int, int]
+) -> dict[tuple[str, int], str]:
+    """The key of each run that is asked for, by method and seed."""
+    return {
+        (name, seed): key_of(arguments, IGNORED, name, seed, recipe(name, image_shape))
+        for name in arguments.methods
         for seed in arguments.seeds
     }
+
+
+def main() -> None:
+    """Run what is missing, print the table, draw the figures."""
+    arguments = parse_arguments()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    use_own_gpu()
+    evaluation_classifier(arguments)
+    image, *_ = load(arguments, 1, 0).train_stream[0].dataset[0]
+    keys = keys_of(arguments, tuple(image.shape))
     lines = finish(
         arguments.output / f"{name_of(arguments)}.jsonl",
-        {key: (name, seed, arguments) for (name, seed), key in tasks.items()},
+        {key: (name, seed, arguments) for (name, seed), key in keys.items()},
         run,
         arguments.jobs,
     )
-    runs = {name: [lines[tasks[name, seed]] for seed in arguments.seeds] for name in methods}
+    runs = {
+        name: [lines[keys[name, seed]] for seed in arguments.seeds] for name in arguments.methods
+    }
     if not is_main_process():
         return
     written = results_table(runs, FORMS)

@@ -13,15 +13,42 @@ Needs no download. Takes two minutes on two CPU cores.
 import argparse
 import copy
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 
 from avalanche_magd import DiffusionGenerator, MAGDTraining
 from avalanche_magd.benchmarks import split_digits
 from avalanche_magd.distillation import Distillation
 from avalanche_magd.metrics import forward_backward_gap
-from avalanche_magd.pictures import draw_gaps
+from avalanche_magd.reporting.plotting import DPI
+
+
+def draw_gaps(gaps: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """How far the states of reverse runs are from noised images, in three panels.
+
+    Args:
+        gaps: for each name the columns of a :class:`~avalanche_magd.metrics.Gap`.
+    """
+    figure = Figure((13, 3.8), layout="constrained")
+    titles = {
+        "spread": "spread of states ÷ of noised images",
+        "output": "predictions on states ÷ on noised images",
+        "error_on_states": "student − teacher, squared (dotted: on noised images)",
+    }
+    for axis, (column, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
+        for name, gap in gaps.items():
+            (line,) = axis.plot(gap["t"], gap[column], marker=".", label=name)
+            if column == "error_on_states":
+                axis.plot(gap["t"], gap["error_on_noised"], ":", color=line.get_color())
+                axis.set_yscale("log")
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("t (0 is clean)")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    return figure
 
 
 def main() -> None:
@@ -51,14 +78,14 @@ def main() -> None:
     teacher = copy.deepcopy(generator)
     training.train(second, eval_streams=[])
     samples = list(first.dataset.eval())
-    images = teacher.pixel_range.to_model(torch.stack([image for image, *_ in samples]))
+    images = teacher.pixel_range.normalize(torch.stack([image for image, *_ in samples]))
     labels = torch.tensor([label for _, label, *_ in samples])
     gaps = {}
     with teacher.frozen(), generator.frozen():
         for steps in arguments.steps:
             rng = torch.Generator().manual_seed(arguments.seed)
             gaps[steps] = forward_backward_gap(
-                teacher, teacher.schedule, images, labels, steps, rng, student=generator
+                teacher, images, labels, steps, rng, student=generator
             )
     print(f"{'K':>5}{'spread, cleanest tenth':>24}{'error on states':>17}{'on noised images':>18}")
     for steps, gap in gaps.items():
@@ -69,7 +96,7 @@ def main() -> None:
         for steps, gap in gaps.items()
     }
     (arguments.output / "gap.json").write_text(json.dumps(rows))
-    draw_gaps(rows).savefig(arguments.output / "gap.png", dpi=110)
+    draw_gaps(rows).savefig(arguments.output / "gap.png", dpi=DPI)
     print(f"Picture: {arguments.output / 'gap.png'}")
 
 

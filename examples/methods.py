@@ -8,17 +8,18 @@
 * its methods without one: ``ewc``, ``lwf``, ``si``;
 * its generative replay by a VAE: ``vae`` as shipped, ``strong_vae`` as strong as we could make it;
 * this package: ``magd`` is ``MAGDPlugin()``. The others, in groups, differ from it by what
-  :data:`GROUPS` says: ``modes`` are the field's methods, ``…_published`` makes its lessons anew in
-  each step; the other groups change one part or argument of MAGD at a time. MAGD without NIGD is
-  ``generative_distillation``.
+  :data:`GROUPS` says: ``modes`` are the field's methods, ``…_published`` makes its lessons on the
+  fly, in each step; the other groups change one part or argument of MAGD at a time. MAGD without
+  NIGD is ``generative_distillation``.
 """
 
 import argparse
+import json
 import math
 import re
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -46,10 +47,15 @@ from torch import nn
 from torchvision.models import resnet18
 
 from avalanche_magd import DiffusionGenerator, MAGDPlugin, MAGDTraining
-from avalanche_magd.distillation import MAGD, Distillation, baselines
-from avalanche_magd.networks import default_network
-from avalanche_magd.plugin import ITERATIONS_PER_PIXEL, MIN_ITERATIONS
-from avalanche_magd.randomness import seeded
+from avalanche_magd.diffusion import DDIM, DPMSolver, UniPC
+from avalanche_magd.diffusion.networks import default_network
+from avalanche_magd.distillation import CGGD, MAGD, Distillation, baselines
+from avalanche_magd.runtime.random_state import seeded
+from avalanche_magd.training.defaults import (
+    LEARNING_RATE,
+    default_iterations,
+    default_training,
+)
 
 
 @dataclass(frozen=True)
@@ -62,9 +68,10 @@ class Row:
     plugin: dict[str, Any] = field(default_factory=dict)
 
 
-PUBLISHED = {
+SAMPLERS: dict[str, Any] = {"unipc": UniPC(), "dpmpp_2m": DPMSolver(), "ddim": DDIM()}
+BASELINES: dict[str, dict[str, Any]] = {
     "dgr": {"mode": baselines.dgr},
-    "ddgr": {"mode": baselines.dgr, "classifier_scale": 1.0},
+    "ddgr": {"mode": baselines.dgr, "guidance": CGGD(classifier_scale=1.0)},
     "generative_distillation": {"mode": baselines.generative_distillation},
     "partial_generation": {"mode": baselines.partial_generation},
     "gaussian_distillation": {"mode": baselines.gaussian_distillation},
@@ -74,34 +81,34 @@ GROUPS: dict[str, dict[str, Row]] = {
     "modes": {
         "magd": Row(),
         "fine_tuning": Row({"mode": None}),
-        **{name: Row(mode) for name, mode in PUBLISHED.items()},
-        **{f"{name}_published": Row({**mode, "fresh": True}) for name, mode in PUBLISHED.items()},
+        **{name: Row(mode) for name, mode in BASELINES.items()},
+        **{
+            f"{name}_published": Row({**mode, "on_the_fly": True})
+            for name, mode in BASELINES.items()
+        },
     },
     "parts": {
         "magd_sggd": Row({"mode": MAGD(snr_band=(0.01, 30.0))}),
         "magd_noisy_sggd": Row({"mode": MAGD(snr_band=(0.01, math.inf))}),
         "magd_clean_sggd": Row({"mode": MAGD(snr_band=(0.0, 30.0))}),
-        "magd_safe_sggd": Row({"mode": MAGD(snr_band="safe")}),
         "magd_half_nigd": Row({"mode": MAGD(trajectory_share=0.5)}),
-        "magd_without_cggd": Row({"conditional": False}),
-        "guidance-1.5": Row({"guidance_scale": 1.5}),
-        "classifier_guidance-2": Row({"classifier_scale": 2.0}),
+        "magd_without_cggd": Row({"guidance": CGGD(conditional=False)}),
+        "guidance-1.5": Row({"guidance": CGGD(guidance_scale=1.5)}),
+        "classifier_guidance-2": Row({"guidance": CGGD(classifier_scale=2.0)}),
     },
     "samplers": {
-        f"{sampler}-{steps}": Row({"sampler": sampler, "num_inference_steps": steps})
-        for sampler in ("unipc", "dpmpp_2m", "ddim")
+        f"{name}-{steps}": Row({"sampler": sampler, "num_inference_steps": steps})
+        for name, sampler in SAMPLERS.items()
         for steps in (5, 10, 20)
-        if (sampler, steps) != ("unipc", 10)
+        if (name, steps) != ("unipc", 10)
     },
     "losses": {
-        "replay_weight-0.25": Row(training={"replay_weight": 0.25}),
-        "replay_weight-4": Row(training={"replay_weight": 4.0}),
-        "current_weight-0.1": Row(training={"current_weight": 0.1}),
+        "replay_weight-0.25": Row({"replay_weight": 0.25}),
+        "replay_weight-4": Row({"replay_weight": 4.0}),
     },
     "teachers": {
         "not_averaged": Row(training={"ema_decay": 0.0}),
-        "fresh": Row({"fresh": True}),
-        "online_teacher": Row({"fresh": True}, {"online_teacher": True}),
+        "fresh": Row({"on_the_fly": True}),  # the name that its recorded lines have
     },
     "predictions": {
         "epsilon": Row(generator={"prediction_type": "epsilon"}),
@@ -114,7 +121,6 @@ GROUPS: dict[str, dict[str, Row]] = {
         "generated_share-0.33": Row(plugin={"generated_share": 0.33}),
         "generated_share-0.75": Row(plugin={"generated_share": 0.75}),
         "soft_labels-0.5": Row(plugin={"soft_label_weight": 0.5}),
-        "select": Row(plugin={"select": True}),
     },
 }
 ROWS = {name: row for group in GROUPS.values() for name, row in group.items()}
@@ -214,58 +220,47 @@ def vae(known: Known, strong: bool) -> Method:
     return Method(strategy, lambda: weight_bytes(network))
 
 
-def ours(name: str, known: Known, seed: int, iterations: int | None) -> Method:
+def with_magd(name: str, known: Known, seed: int, iterations: int | None) -> Method:
     """``MAGDPlugin()``, changed as the row says."""
     arguments, row = known.arguments, ROWS[name]
     budget = {} if arguments.pool_size is None else {"pool_size": arguments.pool_size}
-    if arguments.paper_scale or row.training or row.generator:
-        training = training_of(
-            row, known, seed, iterations, Distillation(**budget, **row.distillation)
-        )
-        plugin = MAGDPlugin(training, seed=seed, **row.plugin)
-    else:
-        plugin = MAGDPlugin(
-            generator_iterations=iterations, seed=seed, progress=False, **budget, **row.plugin
-        )
-        plugin.distillation = replace(plugin.distillation, **row.distillation)
+    distillation = Distillation(**budget, **row.distillation)
+    training = training_of(row, known, seed, iterations, distillation)
+    training.progress = False
+    plugin = MAGDPlugin(training, seed=seed, **row.plugin)
     strategy = Naive(plugins=[plugin], **known.common)
-    return Method(strategy, lambda: weight_bytes(plugin.generator), plugin)
+    return Method(strategy, lambda: weight_bytes(training.model), plugin)
 
 
 def training_of(
     row: Row, known: Known, seed: int, iterations: int | None, distillation: Distillation
 ) -> MAGDTraining:
-    """What ``MAGDPlugin()`` builds by itself, or a generator at paper scale."""
+    """What ``MAGDPlugin()`` builds by itself, changed as the row says; or one at paper scale."""
+    shape, device = known.image_shape, torch.device(known.arguments.device)
     large = known.arguments.paper_scale
-    channels, *sides = known.image_shape
-    with seeded(seed, torch.device(known.arguments.device)):  # as the plugin does
-        network = large_network(channels, sides[0]) if large else None
+    if not (large or row.training or row.generator):
+        return default_training(shape, distillation, device, seed, train_iterations=iterations)
+    scale = {"train_mb_size": known.common["train_mb_size"], "ema_decay": 0.9999} if large else {}
+    with seeded(seed, device):  # as default_training does
+        network = large_network(shape[0], shape[1]) if large else None
         precision = {"dtype": torch.bfloat16} if large else {}
-        generator = DiffusionGenerator(
-            known.image_shape, network, **{**precision, **row.generator}
-        )
-    default = 20_000 if large else max(MIN_ITERATIONS, ITERATIONS_PER_PIXEL * max(sides))
-    settings = (
-        {"train_mb_size": known.common["train_mb_size"], "ema_decay": 0.9999} if large else {}
-    )
+        generator = DiffusionGenerator(shape, network, **{**precision, **row.generator})
+    rate = 2e-4 if large else LEARNING_RATE
     return MAGDTraining(
         model=generator,
-        optimizer=torch.optim.AdamW(
-            generator.parameters(), lr=2e-4 if large else 2e-3, fused=True
-        ),
-        train_iterations=default if iterations is None else iterations,
+        optimizer=torch.optim.AdamW(generator.parameters(), lr=rate, fused=True),
+        train_iterations=iterations or (20_000 if large else default_iterations(shape)),
         distillation=distillation,
-        device=known.arguments.device,
+        device=device,
         seed=seed,
-        progress=False,
-        **{**settings, **row.training},
+        **{**scale, **row.training},
     )
 
 
 def build(name: str, known: Known, seed: int, iterations: int | None) -> Method:
     """A method by its name."""
     if name in ROWS:
-        return ours(name, known, seed, iterations)
+        return with_magd(name, known, seed, iterations)
     kind, _, size = name.partition("-")
     if kind in BUFFERS:
         return with_buffer(kind, int(size), known)
@@ -333,15 +328,47 @@ def known_of(benchmark: Any, seed: int, arguments: argparse.Namespace) -> Known:
 
 
 def recipe(name: str, image_shape: tuple[int, int, int]) -> str:
-    """Defaults of the package that a method's results depend on: others are other runs."""
+    """Defaults of the package that a method's results depend on: others are other runs.
+
+    They are given in words of this file, so that a recorded run stays known when the package gives
+    something another name.
+    """
     if name not in ROWS:
         return ""
     row = ROWS[name]
     network = default_network(image_shape).config
-    settings = {key: value for key, value in network.items() if not key.startswith("_")}
-    changes = [each for each in (row.training, row.generator, row.plugin) if each]
-    distillation = Distillation(**row.distillation)
-    return repr((distillation, ITERATIONS_PER_PIXEL, MIN_ITERATIONS, settings, *changes))
+    words = {
+        **distillation_words(Distillation(**row.distillation)),
+        "training iterations": default_iterations(image_shape),
+        "learning rate": LEARNING_RATE,
+        "network": {key: value for key, value in network.items() if not key.startswith("_")},
+        "training": row.training,
+        "generator": {key: str(value) for key, value in row.generator.items()},
+        "plugin": row.plugin,
+    }
+    return json.dumps(words, sort_keys=True)
+
+
+def distillation_words(distillation: Distillation) -> dict[str, Any]:
+    """Each setting that a result depends on."""
+    mode, guidance, sampler = distillation.mode, distillation.guidance, distillation.sampler
+    if isinstance(mode, MAGD):
+        lessons = {"trajectory share": mode.trajectory_share, "SNR band": mode.snr_band}
+    else:
+        names = [name for name, row in BASELINES.items() if row["mode"] is mode]
+        lessons = {"mode": names[0] if mode else None}
+    return {
+        **lessons,
+        "conditional": guidance.conditional,
+        "guidance scale": guidance.guidance_scale,
+        "classifier scale": guidance.classifier_scale,
+        "pool size": distillation.pool_size,
+        "pool bytes": distillation.max_pool_bytes,
+        "inference steps": distillation.num_inference_steps,
+        "sampler": next(name for name, each in SAMPLERS.items() if each == sampler),
+        "replay weight": distillation.replay_weight,
+        "on the fly": distillation.on_the_fly,
+    }
 
 
 def method_name(name: str) -> str:

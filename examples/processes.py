@@ -24,8 +24,8 @@ from pathlib import Path
 import torch
 from scaling import run
 
-from avalanche_magd.processes import is_main_process
-from avalanche_magd.report import table
+from avalanche_magd.reporting.report import table
+from avalanche_magd.runtime.distributed import is_main_process
 
 
 def measured(processes: int, arguments: list[str]) -> list[float]:

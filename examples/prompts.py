@@ -1,12 +1,12 @@
-"""Prompts: a text-conditioned UNet is told classes in words, and adapters alone are taught.
+"""Prompts: a text-conditioned UNet is given classes in words, and adapters alone are trained.
 
 A small convolutional solver with ``MAGDPlugin`` on digits. The generator's network is a
-``UNet2DConditionModel``; each class is told by a prompt, "a handwritten digit seven", that a text
+``UNet2DConditionModel``; each class is named by a prompt, "a handwritten digit seven", that a text
 encoder has read once. Without ``--pipeline`` UNet and text encoder are small and random: all of
-the UNet is taught. With it they are those of a pretrained text-to-image pipeline, which is frozen,
-and low-rank adapters are taught; if it has an autoencoder, diffusion runs on its latents. Prints
-the final accuracy and how many parameters learn, and draws generated images, a class in each row:
-``samples.png``.
+the UNet is trained. With it they are those of a pretrained text-to-image pipeline, which is
+frozen, and low-rank adapters are trained; if it has an autoencoder, diffusion runs on its latents.
+Prints the final accuracy and how many parameters are trained, and draws generated images, a class
+in each row: ``samples.png``.
 
 Needs ``pip install '.[text]'``, and no download without ``--pipeline``. Takes about seven minutes
 of one CPU core; a pretrained pipeline wants a GPU.
@@ -32,8 +32,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from avalanche_magd import DiffusionGenerator, MAGDPlugin, MAGDTraining
 from avalanche_magd.benchmarks import split_digits
+from avalanche_magd.diffusion.text import PromptConditioned, encode_prompts
 from avalanche_magd.distillation import Distillation
-from avalanche_magd.prompts import PromptConditioned, encode_prompts
 
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 PROMPTS = ["", *(f"a handwritten digit {number}" for number in NUMBERS)]
@@ -81,8 +81,8 @@ def pretrained(name: str) -> tuple[PromptConditioned, Any, dict[str, Any]]:
     embeddings = encode_prompts(PROMPTS, pipeline.tokenizer, pipeline.text_encoder)
     pipeline.unet.requires_grad_(False)
     pipeline.unet.add_adapter(LoraConfig(target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
-    told = ("prediction_type", "beta_schedule", "num_train_timesteps", "beta_start", "beta_end")
-    noise = {name: pipeline.scheduler.config[name] for name in told}
+    names = ("prediction_type", "beta_schedule", "num_train_timesteps", "beta_start", "beta_end")
+    noise = {name: pipeline.scheduler.config[name] for name in names}
     return PromptConditioned(pipeline.unet, embeddings), getattr(pipeline, "vae", None), noise
 
 
@@ -113,13 +113,13 @@ def main() -> None:
     benchmark = split_digits(5, seed=0, train_transform=transform, eval_transform=transform)
     image_shape = tuple(benchmark.train_stream[0].dataset[0][0].shape)
     generator = DiffusionGenerator(image_shape, network, autoencoder, **noise)
-    learning = [each for each in generator.parameters() if each.requires_grad]
-    count = sum(each.numel() for each in learning)
+    trainable = [each for each in generator.parameters() if each.requires_grad]
+    count = sum(each.numel() for each in trainable)
     total = sum(each.numel() for each in network.parameters())
-    print(f"{count:,} of the network's {total:,} parameters learn", flush=True)
+    print(f"{count:,} of the network's {total:,} parameters are trained", flush=True)
     training = MAGDTraining(
         model=generator,
-        optimizer=torch.optim.AdamW(learning, lr=1e-3),
+        optimizer=torch.optim.AdamW(trainable, lr=1e-3),
         distillation=Distillation(pool_size=arguments.pool_size),
         train_iterations=arguments.iterations,
         device=arguments.device,

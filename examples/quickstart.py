@@ -25,12 +25,15 @@ from avalanche.models import MlpVAE, SimpleMLP
 from avalanche.models.generator import VAE_loss
 from avalanche.training import GenerativeReplay, JointTraining, Naive, Replay, VAETraining
 from avalanche.training.plugins import EvaluationPlugin, GenerativeReplayPlugin
+from matplotlib.figure import Figure
+from torch import nn
 
-from avalanche_magd import MAGDPlugin
+from avalanche_magd import DiffusionGenerator, MAGDPlugin
 from avalanche_magd.benchmarks import split_digits
-from avalanche_magd.metrics import generation_metrics, train_judge
-from avalanche_magd.report import write_report
-from avalanche_magd.runs import RunLogger
+from avalanche_magd.metrics import generation_metrics, train_evaluation_classifier
+from avalanche_magd.reporting import RunLogger, write_report
+from avalanche_magd.reporting.report import stream_values
+from avalanche_magd.reporting.run_logger import read_runs
 
 STORED_IMAGES = 100
 ACCURACY = "Top1_Acc_Stream/eval_phase/test_stream/Task000"
@@ -76,6 +79,49 @@ def run(strategy: Any, benchmark: Any) -> dict[str, float]:
     return metrics
 
 
+def draw_overview(output: Path, benchmark: Any, generator: DiffusionGenerator) -> Path:
+    """What the plugin is for, in one picture: accuracy, and what is replayed at the end.
+
+    Args:
+        output: of the run; it holds the runs' folders, and gets the picture.
+        benchmark: that was learnt.
+        generator: after the last experience.
+    """
+    figure = Figure((9.6, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(5, 6))
+    for each in read_runs(output):
+        points = {row.experiences: stream_values(row)["Top1_Acc"] for row in each.rows}
+        if len(points) == 1:
+            left.axhline(*points.values(), color="black", linestyle=":", label=each.name)
+        else:
+            width = 2.5 if "MAGD" in each.name else 1.2
+            left.plot(*zip(*points.items(), strict=True), ".-", linewidth=width, label=each.name)
+    left.set(xlabel="experiences learnt", ylabel="accuracy on the classes seen so far")
+    left.set_xticks(range(1, len(benchmark.train_stream) + 1))
+    left.grid(alpha=0.3)
+    left.legend(fontsize=8, loc="lower left")
+    classes = [each.classes_in_this_experience for each in benchmark.train_stream]
+    torch.manual_seed(0)
+    rows = [
+        generator.pixel_range.to_unit(generator.generate(12, label)).cpu()
+        for of_experience in classes
+        for label in of_experience
+    ]
+    height, width = rows[0].shape[-2:]
+    tiles = [nn.functional.pad(row[:, 0], (0, 1, 0, 1), value=1).unbind() for row in rows]
+    right.imshow(torch.cat([torch.cat(row, 1) for row in tiles]), cmap="gray", vmin=0, vmax=1)
+    names = [f"experience {number}" for number in range(1, len(classes) + 1)]
+    middles = [(2 * number + 1) * (height + 1) - 1 for number in range(len(classes))]
+    right.set_yticks(middles, names, fontsize=8)
+    right.set_xticks([])
+    right.tick_params(length=0)
+    right.spines[:].set_visible(False)
+    right.set_title("MAGD's images after the last experience, nothing stored", fontsize=10)
+    file = output / "overview.png"
+    figure.savefig(file, dpi=110)
+    return file
+
+
 def main() -> None:
     """Run every method, print the table, write the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -89,8 +135,10 @@ def main() -> None:
     budget = {"generator_iterations": 5, "pool_size": 40} if arguments.smoke else {}
     plugin = MAGDPlugin(**budget)
     start = time.perf_counter()
-    judge = train_judge(benchmark.train_stream, file=output / "judge.pt")
-    judge_seconds = time.perf_counter() - start
+    classifier = train_evaluation_classifier(
+        benchmark.train_stream, file=output / "evaluation_classifier.pt"
+    )
+    classifier_seconds = time.perf_counter() - start
 
     def settings(name: str, *metrics: Any) -> dict[str, Any]:
         folder = output / name
@@ -113,7 +161,7 @@ def main() -> None:
         ),
         "Naive + MAGDPlugin()": Naive(
             plugins=[plugin],
-            **settings("Naive + MAGDPlugin()", generation_metrics(plugin, judge)),
+            **settings("Naive + MAGDPlugin()", generation_metrics(plugin, classifier)),
         ),
         "joint training": JointTraining(**settings("joint training")),
     }
@@ -132,14 +180,16 @@ def main() -> None:
             f"{name:<28}{metrics[ACCURACY]:>16.3f}{forgetting:>12}{stored:>8}{seconds:>9.1f}"
         )
         if "MAGD" in name:
-            share = (judge_seconds + plugin.cost.evaluation.seconds) / (judge_seconds + seconds)
+            looking = classifier_seconds + plugin.cost.evaluation.seconds
+            share = looking / (classifier_seconds + seconds)
     print("\n" + "\n".join(lines))
     cost = plugin.cost
     print(
         f"\nMAGD's generator: {cost.generation.seconds:.0f} s for {cost.lessons:,} lessons "
         f"({cost.teacher_forwards_per_lesson:.2f} network forwards each, pool of "
         f"{cost.pool_bytes / 1e6:.1f} MB), {cost.training.seconds:.0f} s of training.\n"
-        f"Looking at it, judge included, took {share:.1%} of MAGD's seconds.\n"
+        f"Metrics and evaluation classifier took {share:.1%} of MAGD's seconds.\n"
+        f"Picture: {draw_overview(output, benchmark, plugin.generator)}\n"
         f"Report: {write_report(output)}"
     )
 

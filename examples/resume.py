@@ -23,7 +23,7 @@ from avalanche.training.plugins import EvaluationPlugin
 
 from avalanche_magd import MAGDPlugin
 from avalanche_magd.benchmarks import split_digits
-from avalanche_magd.checkpointing import maybe_load_checkpoint, save_checkpoint
+from avalanche_magd.checkpoints import maybe_load_checkpoint, save_checkpoint
 
 ACCURACY = "Top1_Acc_Stream/eval_phase/test_stream/Task000"
 FORGETTING = "StreamForgetting/eval_phase/test_stream"

@@ -29,8 +29,8 @@ from torch import nn
 
 from avalanche_magd import MAGDPlugin
 from avalanche_magd.distillation import Distillation
-from avalanche_magd.plugin import ITERATIONS_PER_PIXEL, MIN_ITERATIONS
-from avalanche_magd.report import table
+from avalanche_magd.reporting.report import table
+from avalanche_magd.training.defaults import default_iterations
 
 EXPERIENCES = 20
 
@@ -40,7 +40,8 @@ def run(
 ) -> list[dict[str, float]]:
     """Train on some experiences; what each of them took."""
     benchmark = forty_digits(EXPERIENCES, side=side)
-    plugin = MAGDPlugin(seed=0, generator_iterations=iterations, progress=False, **settings)
+    plugin = MAGDPlugin(seed=0, generator_iterations=iterations, **settings)
+    plugin.progress = False
     torch.manual_seed(0)
     model = Solver(1, benchmark.n_classes)
     strategy = Naive(
@@ -98,8 +99,7 @@ def main() -> None:
     steps, images = (2, 40) if smoke else (20, 200)
     for side in (8, 16, 28, 32, 64):
         few = run(2, side, steps, pool_size=images)[1]
-        default = max(MIN_ITERATIONS, ITERATIONS_PER_PIXEL * side)
-        training = few["training"] * default / steps
+        training = few["training"] * default_iterations((1, side, side)) / steps
         # Images of old classes, and as many of the two new ones.
         generation = few["generation"] * Distillation.pool_size / images
         rows.append(

@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -23,8 +22,8 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from avalanche_magd.benchmarks import split_digits, split_fashion_mnist, split_image_folder
-from avalanche_magd.processes import is_main_process, process_count
-from avalanche_magd.report import table
+from avalanche_magd.reporting.report import table
+from avalanche_magd.runtime.distributed import is_main_process, process_count
 
 DOWNLOADED = {"mnist": SplitMNIST, "cifar10": SplitCIFAR10, "cifar100": SplitCIFAR100}
 BENCHMARKS = ("digits", "forty_digits", "fashion_mnist", "folder", *DOWNLOADED)
@@ -145,15 +144,14 @@ def settings_of(arguments: argparse.Namespace, ignored: Iterable[str] = ()) -> d
     return {key: value for key, value in vars(arguments).items() if value and key not in ignored}
 
 
-def key_of(arguments: argparse.Namespace, ignored: Iterable[str], *what: Any) -> str:
-    """A name for a run: another one for other settings.
+def key_of(arguments: argparse.Namespace, ignored: Iterable[str], *what: str | int) -> str:
+    """The key of a run: another one for other settings.
 
-    Arguments that are not given do not count, so that runs keep their names when a study learns
-    new arguments.
+    Arguments that are not given do not count, so that runs keep their keys when a study gets new
+    arguments.
     """
     settings = sorted(settings_of(arguments, ignored).items())
-    said = re.sub(" at 0x[0-9a-f]+", "", repr((what, settings)))
-    return hashlib.sha256(said.encode()).hexdigest()[:12]
+    return hashlib.sha256(repr((what, settings)).encode()).hexdigest()[:12]
 
 
 def finish(

@@ -33,21 +33,21 @@ from torch.utils.data import DataLoader
 
 from avalanche_magd import DiffusionGenerator, MAGDTraining
 from avalanche_magd.benchmarks import split_digits, split_fashion_mnist
-from avalanche_magd.cost import Cost
-from avalanche_magd.distillation import MAGD, Distillation, baselines
-from avalanche_magd.solver import PastSolver
+from avalanche_magd.distillation import CGGD, MAGD, Distillation, baselines
+from avalanche_magd.distillation.cost import Cost
+from avalanche_magd.distillation.solver import PastSolver
 
 ROWS = 32
 MODES: dict[str, dict[str, Any]] = {
     "magd": {},
-    "magd, half noised again": {"mode": MAGD(trajectory_share=0.5)},
+    "magd, half renoised": {"mode": MAGD(trajectory_share=0.5)},
     "generative_distillation, pooled": {"mode": baselines.generative_distillation},
-    "generative_distillation": {"mode": baselines.generative_distillation, "fresh": True},
-    "partial_generation": {"mode": baselines.partial_generation, "fresh": True},
-    "gaussian_distillation": {"mode": baselines.gaussian_distillation, "fresh": True},
-    "lwf_distillation": {"mode": baselines.lwf_distillation, "fresh": True},
-    "dgr": {"mode": baselines.dgr, "fresh": True},
-    "ddgr": {"mode": baselines.dgr, "fresh": True, "classifier_scale": 1.0},
+    "generative_distillation": {"mode": baselines.generative_distillation, "on_the_fly": True},
+    "partial_generation": {"mode": baselines.partial_generation, "on_the_fly": True},
+    "gaussian_distillation": {"mode": baselines.gaussian_distillation, "on_the_fly": True},
+    "lwf_distillation": {"mode": baselines.lwf_distillation, "on_the_fly": True},
+    "dgr": {"mode": baselines.dgr, "on_the_fly": True},
+    "ddgr": {"mode": baselines.dgr, "on_the_fly": True, "guidance": CGGD(classifier_scale=1.0)},
 }
 REFERENCE = ("generative_distillation", 20)
 MAGD_AT_20 = ("magd", 20)
@@ -75,8 +75,8 @@ class Timed:
             train_iterations=1,
             device=arguments.device,
             seed=0,
-            progress=False,
         )
+        self.training.progress = False
         self.training.train(self.benchmark.train_stream[0], eval_streams=[])
         solver = SimpleMLP(num_classes=10, input_size=image.numel()).to(arguments.device)
         cost = self.training.cost.solver
@@ -89,7 +89,7 @@ class Timed:
         """Teach the second experience for some steps."""
         training = self.training
         training.train_iterations = iterations
-        training.rehearsal.cost = Cost()
+        training.generation.cost = Cost()
         experience = self.benchmark.train_stream[1]
         training.fill_pool(experience, self.solver)
         training.train(experience, eval_streams=[])
@@ -173,7 +173,7 @@ def main() -> None:
     for number in range(rounds):
         for each in timed:
             # A step of many network calls needs no repetition.
-            few = each.num_inference_steps >= 100 and MODES[each.mode].get("fresh")
+            few = each.num_inference_steps >= 100 and MODES[each.mode].get("on_the_fly")
             each.measure(max(1, iterations // 20) if few else iterations)
         if number < 2:
             thousand.measure(1)

@@ -1,53 +1,30 @@
-"""Imports point down, hosts stay where they belong, and names keep their meaning."""
+"""The house: imports point down, hosts stay where they belong, files stay short."""
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "avalanche_magd"
 LAYERS = [
-    {"processes"},
-    {"arguments", "card", "classes", "files", "pictures", "prompts", "randomness", "samples"},
-    {"distillation.room"},
-    {"schedule", "networks", "pixels", "saving", "benchmarks"},
-    {"latents", "samplers"},
-    {"sampling"},
-    {"generator"},
-    {"cost", "recording", "distillation.batch"},
-    {"distillation.draft", "distillation.nigd", "distillation.sggd", "distillation.cggd"},
-    {"distillation.teacher", "distillation.loss", "distillation.pool"},
-    {"distillation.magd", "distillation.past"},
-    {"distillation.baselines", "distillation.distillation"},
-    {"distillation"},
-    {"rehearsal", "replay", "solver"},
-    {"resuming"},
+    {"runtime"},
+    {"diffusion", "benchmarks"},
+    {"distillation", "reporting"},
+    {"checkpoints", "replay"},
     {"training"},
-    {"checkpointing", "plugin", "runs", "metrics.cost", "metrics.gap", "metrics.judge"}
-    | {f"metrics.{name}" for name in ("features", "losses", "samples", "forgetting")}
-    | {f"metrics.{name}" for name in ("frechet", "kernel", "labels", "neighbours")},
-    {"metrics.comparison", "report"},
-    {"metrics.generation"},
+    {"plugin"},
     {"metrics"},
     {""},
 ]
 TECHNIQUES = {"distillation.nigd", "distillation.sggd", "distillation.cggd"}
+ABOVE_DIFFUSION = {"benchmarks", "distillation", "reporting", "checkpoints", "training", "plugin"}
 HOSTS = {
-    "avalanche": {
-        "generator",
-        "training",
-        "plugin",
-        "benchmarks",
-        "checkpointing",
-        "solver",
-        "runs",
-        "metrics.comparison",
-        "metrics.cost",
-        "metrics.generation",
-        "metrics.losses",
-        "metrics.samples",
-    },
-    "diffusers": {"networks", "prompts", "saving", "schedule"},
+    "avalanche": {"diffusion.generator", "metrics", *ABOVE_DIFFUSION},
+    "diffusers": {"diffusion"},
+    "huggingface_hub": {"diffusion"},
+    "torchmetrics": {"metrics"},
+    "matplotlib": {"reporting"},
 }
 
 
@@ -59,7 +36,7 @@ def module_name(file: Path) -> str:
 FILES = {module_name(file): file for file in PACKAGE.rglob("*.py")}
 
 
-def imported_modules(file: Path) -> set[str]:
+def imported_names(file: Path) -> set[str]:
     names = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -70,32 +47,64 @@ def imported_modules(file: Path) -> set[str]:
     return names
 
 
+def own_imports(module: str) -> set[str]:
+    names = {name for name in imported_names(FILES[module]) if name.startswith("avalanche_magd")}
+    return {name.removeprefix("avalanche_magd").lstrip(".") for name in names}
+
+
+def part_of(module: str) -> str:
+    """The entry at the top of the package to which a module belongs."""
+    return module.split(".")[0]
+
+
 def layer_of(module: str) -> int:
-    return next(index for index, layer in enumerate(LAYERS) if module in layer)
+    return next(index for index, layer in enumerate(LAYERS) if part_of(module) in layer)
+
+
+def test_the_package_has_at_most_ten_entries_in_at_most_eight_layers() -> None:
+    entries = {part_of(module) for module in FILES} - {""}
+    assert entries == set().union(*LAYERS) - {""}
+    assert len(entries) <= 10
+    assert len(LAYERS) <= 8
 
 
 @pytest.mark.parametrize("module", FILES)
-def test_a_module_imports_only_from_layers_below(module: str) -> None:
-    for name in imported_modules(FILES[module]):
-        if name.split(".")[0] == "avalanche_magd":
-            imported = name.removeprefix("avalanche_magd").lstrip(".")
-            assert layer_of(imported) < layer_of(module), f"{module} → {imported}"
+def test_a_module_imports_from_lower_layers_or_from_its_own_part(module: str) -> None:
+    for imported in own_imports(module):
+        lower = layer_of(imported) < layer_of(module)
+        assert lower or part_of(imported) == part_of(module), f"{module} → {imported}"
+
+
+def test_no_modules_import_one_another_in_a_circle() -> None:
+    # A package's own __init__ gathers what its modules define.
+    packages = {module for module, file in FILES.items() if file.stem == "__init__"}
+    graph = {
+        module: {name for name in own_imports(module) if part_of(name) == part_of(module)}
+        for module in FILES.keys() - packages
+    }
+    assert list(graphlib.TopologicalSorter(graph).static_order())
 
 
 @pytest.mark.parametrize("module", sorted(TECHNIQUES))
 def test_the_techniques_do_not_know_one_another(module: str) -> None:
-    imported = {name.removeprefix("avalanche_magd.") for name in imported_modules(FILES[module])}
-    assert not imported & (TECHNIQUES - {module})
+    assert not own_imports(module) & (TECHNIQUES - {module})
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_hosts_are_imported_only_where_they_belong(host: str) -> None:
+def test_a_host_is_imported_only_where_it_belongs(host: str) -> None:
     users = {
         module
         for module, file in FILES.items()
-        if any(name.split(".")[0] == host for name in imported_modules(file))
+        if any(name.split(".")[0] == host for name in imported_names(file))
     }
-    assert users <= HOSTS[host]
+    assert users
+    assert {each for each in users if not {each, part_of(each)} & HOSTS[host]} == set()
+
+
+def test_no_module_is_longer_than_300_lines_and_the_package_than_7625() -> None:
+    lines = {module: len(file.read_text().splitlines()) for module, file in FILES.items()}
+    assert {module: count for module, count in lines.items() if count > 300} == {}
+    assert sum(lines.values()) < 7625
 
 
 def test_no_function_writes_a_global() -> None:

@@ -1,4 +1,4 @@
-"""On a GPU everything does as on a CPU; without one these tests are skipped."""
+"""On a GPU the package gives what it gives on a CPU; without a GPU these tests are skipped."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,16 +8,18 @@ import pytest
 import torch
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.training.plugins import EvaluationPlugin
+from callbacks import at, stop_after
 from tiny import naive, tiny_generator, tiny_plugin, tiny_training
 from torch import Tensor, nn
 
-from avalanche_magd import DiffusionGenerator
-from avalanche_magd.checkpointing import maybe_load_checkpoint, save_checkpoint
-from avalanche_magd.distillation import MAGD, Distillation, baselines
-from avalanche_magd.metrics import generation_metrics, train_judge
-from avalanche_magd.recording import WARM_UP
-from avalanche_magd.samplers import make_sampler
-from avalanche_magd.sampling import jittered_grid, sample
+from avalanche_magd import DiffusionGenerator, MAGDPlugin, MAGDTraining
+from avalanche_magd.checkpoints import maybe_load_checkpoint, save_checkpoint
+from avalanche_magd.diffusion import DDIM, DPMSolver, UniPC
+from avalanche_magd.diffusion.samplers import Sampler
+from avalanche_magd.diffusion.sampling import jittered_grid, sample
+from avalanche_magd.distillation import CGGD, MAGD, Distillation, baselines
+from avalanche_magd.distillation.cuda_graphs import WARM_UP
+from avalanche_magd.metrics import generation_metrics, train_evaluation_classifier
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -26,30 +28,34 @@ CUDA = torch.device("cuda")
 
 @pytest.fixture
 def full_precision() -> Iterator[None]:
-    """Without this GPU's shorter floats, so that only the order of sums differs."""
+    """Convolutions in full single precision, so that only the order of sums differs."""
     with torch.backends.cudnn.flags(allow_tf32=False):
         yield
 
 
-def test_the_plugin_replays_and_measures_there(digits: Any) -> None:
-    plugin = tiny_plugin(
-        snr_band=(0.05, 20.0), guidance_scale=1.5, soft_label_weight=0.5, select=True
+def small(**kwargs: Any) -> Distillation:
+    return Distillation(pool_size=20, num_inference_steps=3, **kwargs)
+
+
+def test_replay_and_metrics_of_generation_run_on_the_gpu(digits: Any) -> None:
+    distillation = small(mode=MAGD(snr_band=(0.05, 20.0)), guidance=CGGD(guidance_scale=1.5))
+    plugin = MAGDPlugin(
+        generator_iterations=3, distillation=distillation, soft_label_weight=0.5, seed=0
     )
-    judge = train_judge(digits.train_stream, device="cuda")
+    classifier = train_evaluation_classifier(digits.train_stream, device="cuda")
     evaluator = EvaluationPlugin(
-        accuracy_metrics(stream=True), generation_metrics(plugin, judge, images=40), loggers=[]
+        accuracy_metrics(stream=True),
+        generation_metrics(plugin, classifier, images=40),
+        loggers=[],
     )
-    strategy = naive([plugin], device=CUDA, evaluator=evaluator)
-    forward, rows = strategy.forward, []
-
-    def watched() -> Any:
-        rows.append((strategy.mb_x.device.type, len(strategy.mb_x)))
-        return forward()
-
+    rows: list[tuple[str, int]] = []
+    watch = at(
+        "before_forward",
+        lambda strategy: rows.append((strategy.mb_x.device.type, len(strategy.mb_x))),
+    )
+    strategy = naive([plugin, watch], device=CUDA, evaluator=evaluator)
     for experience in digits.train_stream[:3]:
-        strategy.forward = watched
         strategy.train(experience, eval_streams=[])
-        strategy.forward = forward
     assert {device for device, _ in rows} == {"cuda"}
     assert max(count for _, count in rows) > 64
     values = strategy.eval(digits.test_stream[:3])
@@ -61,7 +67,7 @@ def test_the_plugin_replays_and_measures_there(digits: Any) -> None:
     assert 0 < plugin.cost.peak_bytes <= torch.cuda.max_memory_allocated()
 
 
-def test_torchs_random_state_there_is_the_strategys_own(digits: Any) -> None:
+def test_the_plugin_leaves_torchs_random_state_of_the_gpu_to_the_strategy(digits: Any) -> None:
     states, weights = [], []
     for plugins in ([], [tiny_plugin(replay_size=0)]):
         torch.manual_seed(0)
@@ -75,21 +81,24 @@ def test_torchs_random_state_there_is_the_strategys_own(digits: Any) -> None:
 
 
 @pytest.mark.usefixtures("full_precision")
-@pytest.mark.parametrize("sampler", ["unipc", "dpmpp_2m", "ddim"])
-def test_the_same_noise_becomes_the_same_image(rng: torch.Generator, sampler: Any) -> None:
+@pytest.mark.parametrize("sampler", [UniPC(), DPMSolver(), DDIM()], ids=str)
+def test_the_same_noise_becomes_the_same_image_on_cpu_and_gpu(
+    rng: torch.Generator, sampler: Sampler
+) -> None:
     generator = tiny_generator(classes=(0, 1), dtype=torch.float32).eval()
     noise, labels = torch.randn(16, 1, 8, 8, generator=rng), torch.arange(16) % 2
     grid = jittered_grid(10, 1000, 16, rng)
-    found = []
+    images = []
     for device in (torch.device("cpu"), CUDA):
-        steps = make_sampler(sampler, generator.schedule, 0.0, rng)
-        there = (each.to(device) for each in (noise, labels, grid))
-        found.append(sample(generator.to(device), generator.schedule, *there, steps).images)
-    torch.testing.assert_close(found[1].cpu(), found[0], atol=1e-3, rtol=1e-3)
+        inputs = (each.to(device) for each in (noise, labels, grid))
+        source = torch.Generator(device)
+        run = sample(generator.to(device), generator.schedule, *inputs, source, sampler=sampler)
+        images.append(run.images)
+    torch.testing.assert_close(images[1].cpu(), images[0], atol=1e-3, rtol=1e-3)
 
 
 def precision_of(generator: DiffusionGenerator) -> torch.dtype:
-    """What the network's first convolution computes in."""
+    """The precision of the network's first convolution."""
     seen: list[torch.dtype] = []
     handle = generator.network.conv_in.register_forward_hook(
         lambda *call: seen.append(call[2].dtype)
@@ -99,7 +108,7 @@ def precision_of(generator: DiffusionGenerator) -> torch.dtype:
     return seen[0]
 
 
-def test_the_network_computes_in_what_it_is_told() -> None:
+def test_the_network_computes_in_the_dtype_of_the_generator_or_of_its_weights() -> None:
     generator = tiny_generator(classes=(0,)).to(CUDA)
     assert precision_of(generator) == torch.float32
     generator.dtype = torch.bfloat16
@@ -113,60 +122,68 @@ def test_the_network_computes_in_what_it_is_told() -> None:
 @pytest.mark.parametrize(
     "distillation",
     [
-        {"mode": MAGD(trajectory_share=0.5)},
-        {"mode": baselines.partial_generation, "fresh": True},
-        {"mode": baselines.lwf_distillation, "fresh": True},
-        {"conditional": False},
-        {"classifier_scale": 1.0},
-        {"pool_folder": "here"},
+        small(mode=MAGD(trajectory_share=0.5)),
+        small(mode=baselines.partial_generation, on_the_fly=True),
+        small(mode=baselines.lwf_distillation, on_the_fly=True),
+        small(guidance=CGGD(conditional=False)),
+        small(guidance=CGGD(classifier_scale=1.0)),
+        small(sampler=DDIM(eta=0.3)),
+        small(pool_folder="."),
     ],
-    ids=str,
+    ids=[
+        "renoised images",
+        "partial generation",
+        "LwF distillation",
+        "without classes",
+        "guided by the solver",
+        "DDIM with noise",
+        "pool on disk",
+    ],
 )
-def test_every_way_of_teaching_works_there(
-    digits: Any, tmp_path: Path, distillation: dict[str, Any]
+def test_each_kind_of_distillation_runs_on_the_gpu(
+    digits: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distillation: Distillation
 ) -> None:
-    if "pool_folder" in distillation:
-        distillation = {"pool_folder": tmp_path}
-    plugin = tiny_plugin()
-    plugin.distillation = Distillation(pool_size=20, num_inference_steps=3, **distillation)
+    monkeypatch.chdir(tmp_path)
+    plugin = MAGDPlugin(generator_iterations=3, distillation=distillation, seed=0)
     strategy = naive([plugin], device=CUDA)
     for experience in digits.train_stream[:2]:
         strategy.train(experience, eval_streams=[])
-    assert plugin.cost.training.backwards > 0
+    assert plugin.cost.training.backwards == 3 * (32 + 64)
 
 
 @pytest.mark.usefixtures("full_precision")
-def test_a_stopped_training_goes_on(digits: Any, tmp_path: Path) -> None:
-    def train(folder: Path | None, stop: int) -> Tensor:
+def test_a_stopped_training_goes_on_from_its_checkpoint(digits: Any, tmp_path: Path) -> None:
+    def build(folder: Path | None, plugins: list[Any]) -> MAGDTraining:
         torch.manual_seed(0)
         training = tiny_training(
             model=tiny_generator(dropout=0.1).to(CUDA),
             distillation=Distillation(pool_size=12, num_inference_steps=4),
             train_iterations=10,
             checkpoint_folder=folder,
-            checkpoint_every=3,
             device=CUDA,
+            plugins=plugins,
         )
-        step = training.optimizer_step
+        training.checkpoint_every = 3
+        return training
 
-        def stopping() -> None:
-            if training.clock.train_exp_counter == 1 and training._iteration == stop:
-                raise InterruptedError
-            step()
-
-        training.optimizer_step = stopping
+    def train(training: MAGDTraining) -> Tensor:
         for experience in digits.train_stream[:2]:
             training.train(experience, eval_streams=[])
-        assert training.cost.training.backwards == (240 if folder is None else 16 * 7)
         return nn.utils.parameters_to_vector(training.model.parameters())
 
-    undisturbed = train(None, stop=-1)
+    whole = build(None, [])
+    undisturbed = train(whole)
+    assert whole.cost.training.backwards == 10 * 8 + 10 * 16
     with pytest.raises(InterruptedError):
-        train(tmp_path, stop=4)
-    torch.testing.assert_close(train(tmp_path, stop=-1), undisturbed, atol=2e-3, rtol=1e-3)
+        train(build(tmp_path, [stop_after(14, InterruptedError)]))
+    again = build(tmp_path, [])
+    torch.testing.assert_close(train(again), undisturbed, atol=2e-3, rtol=1e-3)
+    assert again.cost.training.backwards == 7 * 16  # after the third step of the second experience
 
 
-def test_what_was_learnt_there_goes_on_here(digits: Any, tmp_path: Path) -> None:
+def test_a_generator_and_a_strategy_that_were_saved_on_a_gpu_are_loaded_on_a_cpu(
+    digits: Any, tmp_path: Path
+) -> None:
     plugin = tiny_plugin()
     strategy = naive([plugin], device=CUDA)
     strategy.train(digits.train_stream[0], eval_streams=[])
@@ -186,7 +203,9 @@ def test_what_was_learnt_there_goes_on_here(digits: Any, tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("full_precision")
-def test_a_recorded_step_is_the_same_step(digits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recorded_steps_train_the_same_weights_as_steps_that_are_called(
+    digits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def train() -> tuple[Tensor, int, int]:
         torch.manual_seed(0)
         training = tiny_training(
@@ -204,37 +223,37 @@ def test_a_recorded_step_is_the_same_step(digits: Any, monkeypatch: pytest.Monke
             launched += network.training
             return forward(*inputs)
 
-        network.forward = counted
+        network.forward = counted  # a hook would keep the network from being recorded
         for experience in digits.train_stream[:2]:
             training.train(experience, eval_streams=[])
         weights = nn.utils.parameters_to_vector(training.model.parameters())
         return weights, training.cost.training.forwards, launched
 
     recorded, forwards, launched = train()
-    monkeypatch.setattr("avalanche_magd.recording.LARGEST", 0)
+    monkeypatch.setattr("avalanche_magd.distillation.cuda_graphs.LARGEST", 0)
     expected, expected_forwards, all_launched = train()
     assert (launched, all_launched) == (2 * (WARM_UP + 1), 40)
     assert forwards == expected_forwards
     torch.testing.assert_close(recorded, expected, atol=2e-3, rtol=1e-3)
 
 
-def test_steps_are_recorded_again_for_the_next_experience(digits: Any) -> None:
+def test_steps_are_recorded_again_after_an_interruption(digits: Any) -> None:
     training = tiny_training(model=tiny_generator().to(CUDA), device=CUDA)
     training.train(digits.train_stream[:2], eval_streams=[])
-    step = training.optimizer_step
 
-    def failing() -> None:
+    def stop(strategy: Any) -> None:
         raise InterruptedError
 
-    training.optimizer_step = failing
+    interruption = at("before_update", stop)
+    training.plugins.append(interruption)
     with pytest.raises(InterruptedError):
         training.train(digits.train_stream[2], eval_streams=[])
-    training.optimizer_step = step
+    training.plugins.remove(interruption)
     training.train(digits.train_stream[2], eval_streams=[])
     assert training.clock.train_exp_counter == 3
 
 
-def test_hooks_see_each_step(digits: Any) -> None:
+def test_hooks_of_the_network_are_called_in_each_step(digits: Any) -> None:
     training = tiny_training(model=tiny_generator().to(CUDA), device=CUDA)
     seen, gradients = [], []
     network = training.model.network

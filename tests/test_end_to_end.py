@@ -1,4 +1,4 @@
-"""With its defaults and nothing stored, MAGD remembers the digits."""
+"""With the defaults of MAGDPlugin, a solver and a generator remember the digits."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from avalanche_magd.benchmarks import split_digits
 ACCURACY = "Top1_Acc_Stream/eval_phase/test_stream/Task000"
 
 
-def judge(benchmark: Any) -> nn.Module:
+def classifier_of_all_digits(benchmark: Any) -> nn.Module:
     """A classifier of all ten digits, trained on all real data."""
     samples = [sample for exp in benchmark.train_stream for sample in exp.dataset]
     images = torch.stack([image for image, *_ in samples])
@@ -41,7 +41,7 @@ def judge(benchmark: Any) -> nn.Module:
 @pytest.mark.slow
 def test_digits_are_remembered_and_generated_under_their_labels() -> None:
     benchmark = split_digits(5, seed=0)
-    plugin = MAGDPlugin(seed=0, progress=False)
+    plugin = MAGDPlugin(seed=0)
     evaluator = EvaluationPlugin(accuracy_metrics(stream=True), loggers=[])
     strategy = naive([plugin], hidden_size=512, evaluator=evaluator, train_epochs=20)
     for experience in benchmark.train_stream:
@@ -50,7 +50,7 @@ def test_digits_are_remembered_and_generated_under_their_labels() -> None:
     assert plugin.generator is not None
     labels = torch.arange(10).repeat(50)
     images = plugin.generator.generate(condition=labels)
-    judged = judge(benchmark)(images).argmax(1)
-    assert (judged == labels).double().mean() >= 0.97
-    # 4,000 images of ten steps, in each experience but the first: one forward a lesson.
+    predictions = classifier_of_all_digits(benchmark)(images).argmax(1)
+    assert (predictions == labels).double().mean() >= 0.97
+    # 4,000 images of ten steps, in each experience but the first: one forward per lesson.
     assert plugin.cost.lessons == plugin.cost.generation.forwards == 4 * 40_000

@@ -1,4 +1,4 @@
-"""Each example runs to its end with ``--smoke`` and leaves what it promises."""
+"""Each example runs with ``--smoke`` and leaves what it promises; the documents hold true."""
 
 import argparse
 import ast
@@ -7,74 +7,45 @@ import importlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
-EXAMPLES = sorted(
-    file
-    for file in (Path(__file__).parents[1] / "examples").glob("*.py")
-    if file.stem not in {"methods", "study"}  # parts of other examples
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+README, GUIDES, RESULTS = (
+    ROOT / "README.md",
+    EXAMPLES / "README.md",
+    EXAMPLES / "results" / "README.md",
 )
+PARTS = {"methods", "study"}
+"""Files that are parts of other examples."""
 METHODS = ["replay-50", "balanced_replay-50", "icarl-50", "strong_vae", "magd", "ddgr_published"]
-LOSSES = ["replay_weight-0.25", "replay_weight-4", "current_weight-0.1"]
-ARGUMENTS = {
-    "compare": ["--output", "{folder}", "--seconds", "1", "--methods", *METHODS],
-    "timing": ["--steps", "2", "--json", "{folder}/timing.json"],
-}
-LEFT = {
-    "resume": "*.pt",
-    "online": "*.log",
-    "timing": "timing.json",
-    "scaling": "scaling.json",
-    "processes": "processes.json",
+IMAGE_SHAPES = {
+    "digits": (1, 8, 8),
+    "forty_digits": (1, 8, 8),
+    "fashion_mnist": (1, 28, 28),
+    "folder": (3, 32, 32),
 }
 
 
-def run(example: Path, folder: Path, *more: str) -> str:
-    arguments = [*ARGUMENTS.get(example.stem, ["--output", "{folder}"]), *more]
-    arguments = [argument.format(folder=folder) for argument in arguments]
-    command = [sys.executable, str(example), "--smoke", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def check_nothing_more(folder: Path) -> None:
+    """What is written is for readers."""
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda file: file.stem)
-def test_an_example_runs(example: Path, tmp_path: Path) -> None:
-    printed = run(example, tmp_path)
-    assert list(tmp_path.glob(LEFT.get(example.stem, "*.png")))
-    if example.stem == "compare":
-        check_comparison(tmp_path / "digits.jsonl", printed)
-        again = run(example, tmp_path, "naive", "--groups", "losses", "--table", "more")
-        assert "6 of 10 runs are there" in again
-        assert all(f"| {name} | 1 |" in again for name in ["naive", *LOSSES])
-        assert (tmp_path / "more.md").read_text().strip() in again
-        assert (tmp_path / "digits.md").read_text().strip() in printed
-    elif example.stem == "timing":
-        check_timing(json.loads((tmp_path / "timing.json").read_text()))
-    elif example.stem == "scaling":
-        check_scaling(json.loads((tmp_path / "scaling.json").read_text()))
-    elif example.stem == "processes":
-        rows = json.loads((tmp_path / "processes.json").read_text())
-        assert [row["processes"] for row in rows] == [1, 2]
-        assert rows[0]["speed-up"] == [1, 1]
-        assert all(seconds > 0 for seconds in rows[1]["seconds"])
-    else:
-        assert ("error on states" if example.stem == "gap" else "final accuracy") in printed
-
-
-def check_comparison(file: Path, printed: str) -> None:
-    lines = {line["name"]: line for line in map(json.loads, file.read_text().splitlines())}
+def check_comparison(folder: Path) -> None:
+    lines = {line["name"]: line for line in read_lines(folder / "digits.jsonl")}
     assert set(lines) == set(METHODS)
-    assert all(f"| {name} | 1 |" in printed for name in METHODS)
+    table = (folder / "digits.md").read_text()
+    assert all(f"| {name} | 1 |" in table for name in METHODS)
     assert all(len(line["accuracies"]) == 5 for line in lines.values())
     assert lines["replay-50"]["kept MB"] == pytest.approx(50 * 65 / 1e6)
     assert lines["magd"]["kept MB"] > 100 * lines["replay-50"]["kept MB"]
@@ -84,8 +55,9 @@ def check_comparison(file: Path, printed: str) -> None:
     assert "torch" in lines["magd"]["environment"]
 
 
-def check_timing(rows: list[dict[str, Any]]) -> None:
+def check_timing(folder: Path) -> None:
     """The teacher's forwards are counted, not timed; seconds only have to be there."""
+    rows = json.loads((folder / "timing.json").read_text())
     forwards = {
         (row["mode"], row["num_inference_steps"]): row["teacher_forwards_per_lesson"]
         for row in rows
@@ -96,8 +68,9 @@ def check_timing(rows: list[dict[str, Any]]) -> None:
     assert all(row["seconds"] > 0 and row["ratio"] > 0 and "overhead" in row for row in rows)
 
 
-def check_scaling(rows: list[dict[str, Any]]) -> None:
+def check_scaling(folder: Path) -> None:
     """What does not depend on the machine."""
+    rows = json.loads((folder / "scaling.json").read_text())
     of = {(row["vary"], row["value"]): row for row in rows}
     later, early = of["experience", 4], of["experience", 2]
     # As many lessons for six old classes as for two, and fewer images of the current ones.
@@ -107,30 +80,148 @@ def check_scaling(rows: list[dict[str, Any]]) -> None:
     assert of["side", 64]["pool bytes"] > 50 * of["side", 8]["pool bytes"]
 
 
-def test_a_run_is_known_again_until_its_settings_or_the_defaults_change(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.syspath_prepend(str(EXAMPLES[0].parent))
-    methods, study = (importlib.import_module(name) for name in ("methods", "study"))
+def check_processes(folder: Path) -> None:
+    rows = json.loads((folder / "processes.json").read_text())
+    assert [row["processes"] for row in rows] == [1, 2]
+    assert rows[0]["speed-up"] == [1, 1]
+    assert all(seconds > 0 for seconds in rows[1]["seconds"])
 
+
+class Expected(NamedTuple):
+    """What an example is run with, and what is expected of it."""
+
+    files: str = "*.png"
+    printed: str = "final accuracy"
+    arguments: tuple[str, ...] = ("--output", "{folder}")
+    check: Callable[[Path], None] = check_nothing_more
+
+
+EXPECTED = {
+    "any_images": Expected(),
+    "compare": Expected(
+        printed="Figures: ",
+        arguments=("--output", "{folder}", "--seconds", "1", "--methods", *METHODS),
+        check=check_comparison,
+    ),
+    "gap": Expected(printed="error on states"),
+    "latents": Expected(),
+    "online": Expected("*.log"),
+    "processes": Expected("processes.json", "speed-up", check=check_processes),
+    "prompts": Expected(),
+    "quickstart": Expected("report.md"),
+    "resume": Expected("*.pt"),
+    "scaling": Expected("scaling.json", "pool, MB", check=check_scaling),
+    "timing": Expected(
+        "timing.json",
+        "forwards per lesson",
+        ("--steps", "2", "--json", "{folder}/timing.json"),
+        check_timing,
+    ),
+}
+
+
+def run(name: str, *arguments: str) -> str:
+    """What an example prints; it must succeed, and use nothing that is deprecated."""
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--smoke", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "since 0.2" not in done.stderr
+    return done.stdout
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.fixture
+def examples(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The examples' own modules."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    names = ("compare", "methods", "study")
+    return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
+
+
+def test_each_example_is_expected_to_do_something() -> None:
+    assert set(EXPECTED) == {file.stem for file in EXAMPLES.glob("*.py")} - PARTS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPECTED)
+def test_an_example_runs(name: str, tmp_path: Path) -> None:
+    expected = EXPECTED[name]
+    printed = run(name, *(word.format(folder=tmp_path) for word in expected.arguments))
+    assert expected.printed in printed
+    assert list(tmp_path.glob(expected.files))
+    expected.check(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_study_runs_only_what_is_missing(tmp_path: Path, examples: SimpleNamespace) -> None:
+    output = ("--output", str(tmp_path), "--methods", "naive")
+    assert "0 of 1 runs are there" in run("compare", *output)
+    extended = run("compare", *output, "--groups", "losses", "--table", "more")
+    assert "1 of 3 runs are there" in extended
+    names = ["naive", *examples.methods.GROUPS["losses"]]
+    assert all(f"| {name} | 1 |" in extended for name in names)
+    assert (tmp_path / "more.md").read_text().strip() in extended
+
+
+def test_a_run_keeps_its_key_until_its_settings_or_the_defaults_change(
+    monkeypatch: pytest.MonkeyPatch, examples: SimpleNamespace
+) -> None:
     def key(shape: tuple[int, int, int] = (1, 28, 28), **settings: Any) -> Any:
-        recipe = methods.recipe("dgr", shape)
-        return study.key_of(argparse.Namespace(epochs=2, **settings), [], "dgr", 0, recipe)
+        recipe = examples.methods.recipe("dgr", shape)
+        arguments = argparse.Namespace(epochs=2, **settings)
+        return examples.study.key_of(arguments, [], "dgr", 0, recipe)
 
     known = key()
     assert key(output=Path("elsewhere"), jobs=2) == known
-    assert key(learnt_later=None, switch=False) == known
+    assert key(new_argument=None, switch=False) == known
     assert key(iterations=10) != known
     assert key((3, 64, 64)) != known
-    monkeypatch.setattr(methods, "MIN_ITERATIONS", 399)
+    monkeypatch.setattr("avalanche_magd.training.defaults.ITERATIONS_PER_PIXEL", 31)
     assert key() != known
 
 
-def test_forty_digits_are_digits_turned_ones_and_the_negatives_of_both(
-    monkeypatch: pytest.MonkeyPatch, digits: Any
+def commands(document: Path) -> list[list[str]]:
+    """The words of each command in a document's shell blocks, after ``python``."""
+    blocks = re.findall(r"```bash\n(.*?)```", document.read_text(), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    split = [shlex.split(line, comments=True) for line in lines]
+    return [words[1:] for words in split if words and words[0] == "python"]
+
+
+STUDIES = [
+    words[1:]
+    for words in commands(RESULTS)
+    if words[0] == "examples/compare.py" and "--paper-scale" not in words
+]
+
+
+@pytest.mark.parametrize("words", STUDIES, ids=lambda words: " ".join(words)[:60])
+def test_the_runs_behind_a_table_are_recorded(
+    words: list[str], examples: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(str(EXAMPLES[0].parent))
-    benchmark = importlib.import_module("study").forty_digits(20, seed=1)
+    """Under the keys that the study looks for, so that its command runs nothing again."""
+    monkeypatch.chdir(ROOT)
+    arguments = examples.compare.parse_arguments([*words, "--device", "cpu"])
+    keys = examples.compare.keys_of(arguments, IMAGE_SHAPES[arguments.benchmark])
+    file = arguments.output / f"{examples.study.name_of(arguments)}.jsonl"
+    recorded = {line["key"]: (line["name"], line["seed"]) for line in read_lines(file)}
+    assert {key: recorded.get(key) for key in keys.values()} == {
+        key: run for run, key in keys.items()
+    }
+
+
+def test_all_tables_of_recorded_runs_are_checked() -> None:
+    assert len(STUDIES) == 7
+
+
+def test_forty_digits_are_digits_turned_ones_and_the_negatives_of_both(
+    examples: SimpleNamespace, digits: Any
+) -> None:
+    benchmark = examples.study.forty_digits(20, seed=1)
     assert [len(each.classes_in_this_experience) for each in benchmark.train_stream] == [2] * 20
 
     def images(benchmark: Any) -> dict[int, torch.Tensor]:
@@ -149,65 +240,65 @@ def test_forty_digits_are_digits_turned_ones_and_the_negatives_of_both(
         torch.testing.assert_close(forty[label + 30], 1 - given.rot90(1, (2, 3)))
 
 
-def test_each_method_of_this_package_is_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(EXAMPLES[0].parent))
-    methods = importlib.import_module("methods")
+def test_each_method_of_this_package_is_another_run(examples: SimpleNamespace) -> None:
+    methods = examples.methods
     recipes = {methods.recipe(name, (1, 8, 8)) for name in methods.ROWS}
     assert len(recipes) == len(methods.ROWS) > 30
     assert len(methods.ROWS) == sum(map(len, methods.GROUPS.values()))
 
 
+def test_a_recipe_holds_words_and_no_objects(examples: SimpleNamespace) -> None:
+    for name in examples.methods.ROWS:
+        recipe = examples.methods.recipe(name, (1, 8, 8))
+        assert not re.search(r"\w+\(|<", recipe), name
+
+
 def test_a_row_differs_from_magd_by_nothing_but_what_it_says(
-    monkeypatch: pytest.MonkeyPatch, digits: Any
+    examples: SimpleNamespace, digits: Any
 ) -> None:
-    monkeypatch.syspath_prepend(str(EXAMPLES[0].parent))
-    methods, study = (importlib.import_module(name) for name in ("methods", "study"))
     arguments = argparse.Namespace(
         paper_scale=False, pool_size=20, epochs=1, experiences=5, device="cpu"
     )
 
     def learnt(name: str) -> torch.Tensor:
         """The first experience has no past: the weight of its lessons does not count."""
-        known = methods.known_of(digits, 3, arguments)
-        known.common["evaluator"] = study.silent_evaluator()
-        method = methods.build(name, known, 3, 2)
+        known = examples.methods.known_of(digits, 3, arguments)
+        known.common["evaluator"] = examples.study.silent_evaluator()
+        method = examples.methods.build(name, known, 3, 2)
         method.strategy.train(digits.train_stream[0], eval_streams=[])
-        learners = (method.plugin.generator, method.strategy.model)
-        return torch.cat([each.flatten() for one in learners for each in one.parameters()])
+        models = (method.plugin.generator, method.strategy.model)
+        return torch.cat([each.flatten() for model in models for each in model.parameters()])
 
     assert learnt("replay_weight-4").equal(learnt("magd"))
     assert not learnt("epsilon").equal(learnt("magd"))
+    assert not learnt("not_averaged").equal(learnt("magd"))
 
 
 def test_two_folders_of_images_are_two_benchmarks(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    examples: SimpleNamespace, tmp_path: Path
 ) -> None:
-    monkeypatch.syspath_prepend(str(EXAMPLES[0].parent))
-    study = importlib.import_module("study")
     names = {
-        study.name_of(argparse.Namespace(benchmark=benchmark, root=tmp_path / folder))
+        examples.study.name_of(argparse.Namespace(benchmark=benchmark, root=tmp_path / folder))
         for benchmark, folder in (("folder", "cats"), ("folder", "dogs"), ("cifar10", "dogs"))
     }
     assert names == {"folder-cats", "folder-dogs", "cifar10"}
 
 
-def line(name: str, file: Path) -> dict[str, Any]:
+def run_beside_another_study(name: str, file: Path) -> dict[str, Any]:
     """A run during which another study writes a line of its own to the same file."""
     with file.open("a") as stream:
         stream.write(json.dumps({"key": "another", "name": "another"}) + "\n")
     return {"name": name, "seed": 0, "accuracy": 1.0}
 
 
-def test_two_studies_may_write_one_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.syspath_prepend(str(EXAMPLES[0].parent))
-    study = importlib.import_module("study")
-    monkeypatch.setattr(study, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
+def test_two_studies_may_write_one_file(
+    examples: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(examples.study, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
     file = tmp_path / "study.jsonl"
-    assert list(study.finish(file, {"mine": ("mine", file)}, line, 1)) == ["mine"]
-    assert [json.loads(each)["key"] for each in file.read_text().splitlines()] == [
-        "another",
-        "mine",
-    ]
+    tasks = {"mine": ("mine", file)}
+    assert list(examples.study.finish(file, tasks, run_beside_another_study, 1)) == ["mine"]
+    assert [line["key"] for line in read_lines(file)] == ["another", "mine"]
 
 
 @pytest.mark.parametrize(
@@ -215,6 +306,7 @@ def test_two_studies_may_write_one_file(monkeypatch: pytest.MonkeyPatch, tmp_pat
     [
         (["--images-per-class", "3"], "--images-per-class is for --benchmark fashion_mnist"),
         (["--jobs", "0"], "must be at least 1, got 0"),
+        (["--methods", "select"], "no method 'select'; there are naive, joint"),
         (["--seconds", "1", "--iterations", "1"], "not allowed with argument"),
         (["--benchmark", "folder"], "--benchmark folder needs --root"),
         (["--benchmark", "folder", "--root", "/nowhere"], "/nowhere"),
@@ -223,25 +315,86 @@ def test_two_studies_may_write_one_file(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_a_study_that_cannot_be_made_is_refused_in_a_line(
     words: list[str], message: str, tmp_path: Path
 ) -> None:
-    command = [sys.executable, str(EXAMPLES[0].with_name("compare.py")), *words]
-    command += ["--output", str(tmp_path)]
+    command = [sys.executable, str(EXAMPLES / "compare.py"), *words, "--output", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_the_readmes_code_imports_all_that_it_names() -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text().splitlines()) <= 200
+
+
+def python_blocks(document: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL)
+
+
+def names_in(tree: ast.AST) -> set[str]:
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+
+
+@pytest.mark.parametrize(
+    ("document", "count"), [(README, 2), (GUIDES, 5)], ids=["readme", "guides"]
+)
+def test_code_in_a_document_imports_all_that_it_names(document: Path, count: int) -> None:
     known: set[str] = set(dir(builtins)) | {"strategy", "benchmark", "plugin"}
-    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    assert len(blocks) >= 3
+    blocks = python_blocks(document)
+    assert len(blocks) == count
     for block in blocks:
         tree = ast.parse(block)
         imports = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
         scope: dict[str, Any] = {}
-        exec(compile(ast.Module(imports, []), "README.md", "exec"), scope)
+        exec(compile(ast.Module(imports, []), document.name, "exec"), scope)
         names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
         stored = {node.id for node in names if isinstance(node.ctx, ast.Store)}
         known |= stored | set(scope)
-        assert {node.id for node in names} <= known
+        assert names_in(tree) <= known
+
+
+QUICK_BLOCKS = [
+    block
+    for document in (README, GUIDES)
+    for block in python_blocks(document)
+    # The others train on a benchmark, need a reader's own objects, or download a pipeline.
+    if not names_in(ast.parse(block)) & {"benchmark", "strategy", "DiffusionPipeline"}
+]
+
+
+@pytest.mark.parametrize("block", QUICK_BLOCKS)
+def test_code_in_a_document_runs(block: str) -> None:
+    exec(compile(block, "document", "exec"), {})
+
+
+def test_most_of_the_code_without_training_is_run() -> None:
+    assert len(QUICK_BLOCKS) == 3
+
+
+def anchors(document: Path) -> set[str]:
+    """Of a document's headings, as they are made where Markdown is shown."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
+    kept = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings]
+    return {heading.replace(" ", "-") for heading in kept}
+
+
+@pytest.mark.parametrize(
+    "document", [README, GUIDES, RESULTS], ids=["readme", "guides", "results"]
+)
+def test_the_links_of_a_document_lead_somewhere(document: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", document.read_text())
+    local = [link for link in links if "://" not in link]
+    assert len(local) > 5
+    for link in local:
+        place, _, anchor = link.partition("#")
+        target = (document.parent / place).resolve() if place else document
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize(
+    "document", [README, GUIDES, RESULTS], ids=["readme", "guides", "results"]
+)
+def test_the_examples_that_a_document_runs_are_there(document: Path) -> None:
+    files = re.findall(r"python (examples/\w+\.py|tests/\w+\.py)", document.read_text())
+    assert files
+    assert all((ROOT / file).exists() for file in files)

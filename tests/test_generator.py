@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from avalanche_magd import DiffusionGenerator
 from avalanche_magd.benchmarks import split_digits
-from avalanche_magd.generator import NULL_LABEL
-from avalanche_magd.networks import default_network, is_plain_unet
-from avalanche_magd.pixels import extremes
+from avalanche_magd.diffusion.label_map import NULL_LABEL, LabelMap
+from avalanche_magd.diffusion.networks import default_network, is_plain_unet
+from avalanche_magd.diffusion.normalization import extremes
 
 
-def test_it_is_an_avalanche_generator() -> None:
+def test_the_generator_has_the_calls_of_avalanches_generators() -> None:
     generator = tiny_generator(classes=(0, 1))
     assert isinstance(generator, Generator)
     assert generator.generate().shape == (1, 8, 8)
@@ -34,7 +34,7 @@ def test_it_is_an_avalanche_generator() -> None:
 
 
 class Recorder(nn.Module):
-    """A network that predicts zero and remembers how it was called."""
+    """A network that predicts zero and records how it was called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,19 +100,23 @@ def test_new_classes_leave_the_known_ones_as_they_were() -> None:
     low=st.lists(st.floats(-300, 100), min_size=3, max_size=3),
     span=st.lists(st.floats(0.5, 300), min_size=3, max_size=3),
 )
-def test_data_go_to_the_models_range_and_back(low: list[float], span: list[float]) -> None:
+def test_images_of_any_range_go_to_the_models_range_and_back(
+    low: list[float], span: list[float]
+) -> None:
     generator = tiny_generator((3, 4, 4))
     lows, spans = torch.tensor(low), torch.tensor(span)
     images = lows.view(3, 1, 1) + torch.rand(6, 3, 4, 4) * spans.view(3, 1, 1)
     assume(images.min() < 0 or images.max() > 1)
     generator.pixel_range.set(*extremes(images))
-    x_0 = generator.pixel_range.to_model(images)
+    x_0 = generator.pixel_range.normalize(images)
     assert x_0.min().item() == pytest.approx(-1, abs=1e-4)
     assert x_0.max().item() == pytest.approx(1, abs=1e-4)
-    torch.testing.assert_close(generator.pixel_range.to_data(x_0), images, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(
+        generator.pixel_range.denormalize(x_0), images, atol=1e-3, rtol=1e-4
+    )
 
 
-def test_the_first_trained_experience_alone_tells_the_range_and_brings_its_classes() -> None:
+def test_only_experiences_that_are_trained_on_bring_classes_and_only_the_first_a_range() -> None:
     benchmark = split_digits(
         5, fixed_class_order=range(10), eval_transform=lambda image: (image - 0.3) / 0.2
     )
@@ -129,17 +133,77 @@ def test_the_first_trained_experience_alone_tells_the_range_and_brings_its_class
     assert generator.pixel_range.high.item() == pytest.approx(3.5)
 
 
+def test_a_frozen_generator_is_in_evaluation_mode_without_gradients_for_a_while() -> None:
+    generator = tiny_generator(classes=(0,))
+    with generator.frozen() as teacher:
+        assert teacher is generator
+        assert not generator.network.training
+        assert not torch.is_grad_enabled()
+    assert generator.network.training
+    assert torch.is_grad_enabled()
+
+
+def test_a_check_of_a_dataset_fits_the_range_and_adds_no_class(digits: Any) -> None:
+    generator = tiny_generator()
+    generator.check_dataset(digits.train_stream[0].dataset.eval())
+    assert generator.pixel_range.known
+    assert generator.classes == []
+    assert generator.network.config.num_class_embeds == 1
+
+
+def test_a_dataset_of_another_shape_is_refused(digits: Any) -> None:
+    generator = tiny_generator((1, 5, 5))
+    with pytest.raises(
+        ValueError, match=r"images of shape \(1, 5, 5\), the experience has \(1, 8"
+    ):
+        generator.check_dataset(digits.train_stream[0].dataset.eval())
+    assert not generator.pixel_range.known
+
+
+def test_a_dataset_beyond_a_known_range_causes_a_warning(digits: Any) -> None:
+    generator = tiny_generator()
+    generator.pixel_range.set(torch.zeros(1), torch.full((1,), 0.1))
+    with pytest.warns(UserWarning, match="Pixels go from 0 to 1, beyond the range that the first"):
+        generator.check_dataset(digits.train_stream[0].dataset.eval())
+
+
+def test_a_network_with_a_resize_method_is_given_the_number_of_labels(digits: Any) -> None:
+    class Resizable(Recorder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.numbers: list[int] = []
+
+        def resize_class_embedding(self, num_class_embeds: int) -> None:
+            if num_class_embeds > 11:
+                raise ValueError("Eleven labels are all that fit.")
+            self.numbers.append(num_class_embeds)
+
+    network = Resizable()
+    generator = DiffusionGenerator((1, 8, 8), network)
+    dataset = digits.train_stream[0].dataset.eval()
+    generator.check_dataset(dataset)  # before old classes are generated
+    generator.adaptation(digits.train_stream[0])  # before the new ones are learnt
+    assert network.numbers == [max(generator.classes) + 2] * 2
+    with pytest.raises(ValueError, match="Eleven labels are all"):
+        generator.add_classes([10])
+    assert generator.classes == sorted(digits.train_stream[0].classes_in_this_experience)
+
+
 def test_a_constant_channel_does_not_divide_by_zero() -> None:
     images = torch.rand(5, 2, 4, 4)
     images[:, 1] = 0.5
     generator = tiny_generator((2, 4, 4))
     generator.pixel_range.set(*extremes(images))
-    assert generator.pixel_range.to_model(images).abs().max() <= 1 + 1e-6
+    assert generator.pixel_range.normalize(images).abs().max() <= 1 + 1e-6
 
 
-@pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon"])
-def test_a_saved_generator_is_the_same_generator(tmp_path: Path, prediction_type: Any) -> None:
-    beta_schedule: Any = "linear" if prediction_type == "epsilon" else "squaredcos_cap_v2"
+@pytest.mark.parametrize(
+    ("prediction_type", "beta_schedule"),
+    [("v_prediction", "squaredcos_cap_v2"), ("epsilon", "linear")],
+)
+def test_a_saved_generator_is_the_same_generator(
+    tmp_path: Path, prediction_type: Any, beta_schedule: Any
+) -> None:
     generator = tiny_generator(
         (1, 8, 8),
         (3, 11),
@@ -181,19 +245,19 @@ def test_a_folder_from_anywhere_runs_no_code(tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
-def test_a_generator_of_several_tasks_is_saved_with_what_its_classes_are(tmp_path: Path) -> None:
+def test_a_generator_of_several_tasks_is_saved_with_its_label_map(tmp_path: Path) -> None:
     generator = tiny_generator((1, 8, 8))
-    generator.class_table.add([(0, 0), (1, 0), (0, 1)])
-    generator.add_classes([])
+    generator.label_map = LabelMap().with_classes([(0, 0), (1, 0), (0, 1)])
+    generator.add_classes([])  # the network has to have embeddings for them
     generator.save_pretrained(tmp_path)
     again = DiffusionGenerator.from_pretrained(tmp_path)
-    assert again.class_table.rows == [(0, 0, 0), (1, 1, 0), (2, 0, 1)]
+    assert again.label_map.rows == [(0, 0, 0), (1, 1, 0), (2, 0, 1)]
     assert again.generate(3).shape == (3, 1, 8, 8)
 
 
 def test_what_cannot_be_saved_or_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        TypeError, match="UNet2DModel, or a PromptConditioned, the network is a Recorder"
+        TypeError, match="UNet2DModel, or a PromptConditioned, as network, this one is a Recorder"
     ):
         DiffusionGenerator((1, 8, 8), Recorder()).save_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"holds no generator\.json"):
@@ -214,7 +278,7 @@ def test_images_that_are_too_small_are_refused(image_shape: Any, message: str) -
         DiffusionGenerator(image_shape)
 
 
-def test_a_plain_unet_is_of_its_own_parts() -> None:
+def test_a_plain_unet_consists_of_the_libraries_own_modules_alone() -> None:
     class Silent(nn.Identity):
         pass
 

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,19 +16,21 @@ from avalanche.evaluation import PluginMetric
 from avalanche.models import SimpleMLP
 from avalanche.training import Cumulative, JointTraining, VAETraining
 from avalanche.training.plugins import EvaluationPlugin
+from callbacks import Terminal, at
 from compatibility import scr_strategy, two_columns
 from tiny import naive, tiny_generator, tiny_plugin, tiny_training
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from avalanche_magd import MAGDPlugin
 from avalanche_magd.benchmarks import split_digits
-from avalanche_magd.cost import Cost
-from avalanche_magd.distillation import Distillation
+from avalanche_magd.distillation import CGGD, Distillation
+from avalanche_magd.distillation.cost import Cost
+from avalanche_magd.training.defaults import default_training
 
 
 class Recorder(SupervisedPlugin):
-    """Remembers what the solver was shown, and what was left for metrics."""
+    """Remembers the mini-batches of the solver's forward passes, and those that metrics see."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +45,7 @@ class Recorder(SupervisedPlugin):
 
 
 @pytest.mark.parametrize("columns", [2, 3])
-def test_generated_rows_of_old_classes_reach_the_solver_and_leave(
+def test_generated_rows_of_old_classes_join_each_forward_and_leave_before_metrics(
     columns: int, digits: Any
 ) -> None:
     benchmark = digits if columns == 3 else two_columns(digits)
@@ -72,7 +76,7 @@ def test_generated_rows_of_old_classes_reach_the_solver_and_leave(
     assert plugin.generator_strategy.pool is None
 
 
-def test_a_share_of_the_current_classes_is_generated_too(digits: Any) -> None:
+def test_a_share_of_the_rows_of_current_classes_is_generated(digits: Any) -> None:
     recorder, plugin = Recorder(), tiny_plugin(generated_share=0.5)
     strategy = naive([plugin, recorder])
     first, second = digits.train_stream[:2]
@@ -92,35 +96,35 @@ def test_a_share_of_the_current_classes_is_generated_too(digits: Any) -> None:
         old += len(is_current) - sum(is_current)
     assert generated == real
     assert old == pytest.approx(2 * real, abs=1)  # as many classes of each kind
-    # Its cost is its own: no lesson came of it.
+    # No lesson comes of them, and their cost is counted apart.
     assert plugin.cost.lessons == plugin.cost.generation.forwards == 20 * 3
     assert plugin.cost.replay.forwards == 10 * 3
 
 
 @pytest.mark.parametrize(
-    ("settings", "current"), [({"classifier_scale": 1.0}, 4), ({"conditional": False}, 0)]
+    ("guidance", "solver_forwards", "replay_forwards"),
+    [(CGGD(classifier_scale=1.0), 8 * 2, 4 * 2), (CGGD(conditional=False), 8, 0)],
 )
-def test_current_images_do_not_ask_a_solver_that_does_not_know_them(
-    digits: Any, settings: dict[str, Any], current: int
+def test_the_solver_does_not_guide_images_of_classes_that_it_has_not_learnt(
+    digits: Any, guidance: CGGD, solver_forwards: int, replay_forwards: int
 ) -> None:
-    distillation = Distillation(pool_size=8, num_inference_steps=2, **settings)
+    distillation = Distillation(pool_size=8, num_inference_steps=2, guidance=guidance)
     plugin = MAGDPlugin(tiny_training(distillation=distillation))
     strategy = naive([plugin])
     strategy.train(digits.train_stream[0])
     assert plugin.cost.solver.forwards == 0
     strategy.train(digits.train_stream[1])
-    assert plugin.cost.solver.forwards == (16 if distillation.conditional else 8)
-    assert plugin.cost.replay.forwards == current * 2
+    assert plugin.cost.solver.forwards == solver_forwards
+    assert plugin.cost.replay.forwards == replay_forwards
 
 
-def test_a_pool_without_its_lessons_waits_for_the_solver(digits: Any) -> None:
+def test_the_solver_is_trained_beside_a_pool_of_images_without_lessons(digits: Any) -> None:
     plugin, bytes_of_pools = tiny_plugin(pool_size=50), []
 
-    class Looker(SupervisedPlugin):
-        def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-            bytes_of_pools.append(plugin.replay.past.nbytes if plugin.replay else 0)
+    def look(strategy: Any) -> None:
+        bytes_of_pools.append(plugin.replay.past.nbytes if plugin.replay else 0)
 
-    strategy = naive([plugin, Looker()])
+    strategy = naive([plugin, at("before_training_epoch", look)])
     for experience in digits.train_stream[:2]:
         strategy.train(experience)
     assert plugin.cost.pool_bytes > 50 * 64 * (4 + 3 * 4)
@@ -129,71 +133,63 @@ def test_a_pool_without_its_lessons_waits_for_the_solver(digits: Any) -> None:
 
 
 def test_the_generator_learns_an_experience_before_the_solver(digits: Any) -> None:
-    classes: list[list[int]] = []
-
-    class Looker(SupervisedPlugin):
-        def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-            generator = plugin.generator
-            assert generator is not None
-            classes.append(generator.classes)
-
     plugin = tiny_plugin()
-    naive([plugin, Looker()]).train(digits.train_stream[0])
+    classes: list[list[int]] = []
+    looker = at("before_training_iteration", lambda _: classes.append(plugin.generator.classes))
+    naive([plugin, looker]).train(digits.train_stream[0])
     present = sorted(digits.train_stream[0].classes_in_this_experience)
     assert classes == [present] * len(classes) != []
 
 
 def test_an_interrupted_experience_is_generated_and_learnt_once(digits: Any) -> None:
-    class Stop(SupervisedPlugin):
-        armed = False
+    def stop(strategy: Any) -> None:
+        raise InterruptedError
 
-        def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-            if self.armed:
-                raise InterruptedError
-
-    plugin, stop = tiny_plugin(generated_share=0.5), Stop()
-    strategy = naive([plugin, stop])
+    plugin, interruption = tiny_plugin(generated_share=0.5), at("after_training_iteration", stop)
+    strategy = naive([plugin])
     strategy.train(digits.train_stream[0])
-    stop.armed = True
+    strategy.plugins.append(interruption)
     with pytest.raises(InterruptedError):
         strategy.train(digits.train_stream[1])
-    stop.armed = False
+    strategy.plugins.remove(interruption)
     spent, replay = copy.deepcopy(plugin.cost), plugin.replay
     assert replay is not None
     assert set(replay.past.classes) == set(digits.train_stream[0].classes_in_this_experience)
-    seen = []
-    original = plugin.before_training_iteration
-    plugin.before_training_iteration = lambda *a, **k: (
-        seen.append(plugin.replay) or original(*a, **k)
-    )
+    seen: list[Any] = []
+    strategy.plugins.append(at("before_training_iteration", lambda _: seen.append(plugin.replay)))
     strategy.train(digits.train_stream[1])
     assert plugin.cost.forwards == spent.forwards
+    assert seen
     assert all(each is replay for each in seen)
     assert plugin.replay is None
 
 
-def test_an_interruption_while_current_images_are_generated_teaches_nothing_twice(
-    digits: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interruption_of_the_pass_of_current_classes_repeats_no_training(digits: Any) -> None:
+    trained = False
+
+    def interrupt(network: nn.Module, arguments: tuple[Any, ...]) -> None:
+        """Stop the first call in evaluation mode that follows the training of the generator."""
+        nonlocal trained
+        trained = trained or network.training
+        if trained and not network.training:
+            raise KeyboardInterrupt
+
     plugin = tiny_plugin()
     strategy = naive([plugin])
     strategy.train(digits.train_stream[0])
-    with monkeypatch.context() as patch:
-
-        def interrupt(*arguments: Any) -> None:
-            raise KeyboardInterrupt
-
-        patch.setattr(plugin.generator_strategy.rehearsal, "images_of", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            strategy.train(digits.train_stream[1])
+    assert plugin.generator is not None
+    hook = plugin.generator.network.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        strategy.train(digits.train_stream[1])
+    hook.remove()
     steps = plugin.cost.training.backwards
     strategy.train(digits.train_stream[1])
     assert plugin.cost.training.backwards == steps
     assert plugin.cost.replay.forwards > 0
 
 
-def test_soft_labels_draw_the_solver_towards_its_old_answers(digits: Any) -> None:
-    drift = {}
+def test_soft_labels_keep_the_solvers_answers_on_images_of_old_classes(digits: Any) -> None:
+    change = {}
     for weight in (0.0, 50.0):
         torch.manual_seed(0)
         plugin = tiny_plugin(soft_label_weight=weight)
@@ -204,11 +200,11 @@ def test_soft_labels_draw_the_solver_towards_its_old_answers(digits: Any) -> Non
         for experience in digits.train_stream[:2]:
             strategy.train(experience)
             answers.append(strategy.model.eval()(images)[:, old].softmax(1))
-        drift[weight] = (answers[1] - answers[0]).abs().mean().item()
-    assert drift[50.0] < drift[0.0] / 2
+        change[weight] = (answers[1] - answers[0]).abs().mean().item()
+    assert change[50.0] < change[0.0] / 2
 
 
-def test_soft_labels_refuse_a_solver_that_is_trained_on_something_else(digits: Any) -> None:
+def test_soft_labels_refuse_a_solver_without_a_logit_for_each_class(digits: Any) -> None:
     model = SimpleMLP(num_classes=10, input_size=64)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     plugin = tiny_plugin(soft_label_weight=0.5)
@@ -223,32 +219,6 @@ def test_soft_labels_refuse_a_solver_that_is_trained_on_something_else(digits: A
     strategy.train(digits.train_stream[0])
     with pytest.raises(ValueError, match=r"one for each class; SCR's output is .*: set soft"):
         strategy.train(digits.train_stream[1])
-
-
-def test_the_solver_of_the_past_selects_what_is_replayed(digits: Any) -> None:
-    recorder, plugin = Recorder(), tiny_plugin(select=True, pool_size=60, generator_iterations=60)
-    strategy = naive([plugin, recorder], train_epochs=3)
-    strategy.train(digits.train_stream[0])
-    solver = copy.deepcopy(strategy.model).eval()
-    old = sorted(digits.train_stream[0].classes_in_this_experience)
-    pools: list[Any] = []
-    recorder.before_training_exp = lambda strategy, **_: pools.append(plugin.replay.past)
-    recorder.shown.clear()
-    strategy.train(digits.train_stream[1])
-
-    def seen(images: Tensor) -> Tensor:
-        with torch.no_grad():
-            return torch.tensor(old)[solver(images)[:, old].argmax(1)]
-
-    (pool,) = pools
-    right = seen(pool.images) == pool.labels
-    assert 0 < right.sum() < 60
-    images, labels = (torch.cat(column) for column in list(zip(*recorder.shown, strict=True))[:2])
-    generated = torch.isin(labels, torch.tensor(old))
-    agrees = seen(images[generated]) == labels[generated]
-    for label in old:
-        # A class in which it recognises no image keeps them all.
-        assert agrees[labels[generated] == label].all() == right[pool.labels == label].any()
 
 
 def test_parts_of_an_online_stream_have_no_generated_current_classes() -> None:
@@ -285,54 +255,56 @@ def test_metrics_count_real_rows_only(digits: Any) -> None:
     assert metric.result() == sum(len(exp.dataset) for exp in digits.train_stream[:2])
 
 
-def test_the_first_experience_is_bit_identical_to_a_run_without_the_plugin(digits: Any) -> None:
+@pytest.mark.parametrize("seed", [None, 3])
+def test_the_first_experience_is_bit_identical_to_a_run_without_the_plugin(
+    digits: Any, seed: int | None
+) -> None:
     weights, states = [], []
-    for seed in ("none", None, 3):
+    for plugins in ([], [tiny_plugin(seed=seed)]):
         torch.manual_seed(5)
-        plugins = [] if seed == "none" else [tiny_plugin(seed=seed)]
         strategy = naive(plugins, train_epochs=2)
         strategy.train(digits.train_stream[0])
-        weights.append(torch.nn.utils.parameters_to_vector(strategy.model.parameters()))
+        weights.append(nn.utils.parameters_to_vector(strategy.model.parameters()))
         states.append(torch.get_rng_state())
-    assert torch.equal(weights[0], weights[1])
-    assert torch.equal(weights[0], weights[2])
-    assert torch.equal(states[0], states[1])
-    assert torch.equal(states[0], states[2])
+    assert torch.equal(*weights)
+    assert torch.equal(*states)
 
 
-@pytest.mark.parametrize("strategy_class", [Cumulative, JointTraining])
-def test_a_strategy_with_all_real_data_is_warned_and_left_alone(
-    digits: Any, strategy_class: Any
+@pytest.mark.parametrize(
+    ("strategy_class", "experiences"),
+    [(Cumulative, list), (JointTraining, lambda stream: [stream])],
+)
+def test_a_strategy_with_all_real_data_is_warned_and_trained_as_without_the_plugin(
+    digits: Any, strategy_class: Any, experiences: Any
 ) -> None:
-    weights = []
-    for plugins in ([], [tiny_plugin()], [MAGDPlugin(tiny_training())]):
+    def train(plugins: list[Any]) -> Tensor:
         torch.manual_seed(0)
         model = SimpleMLP(num_classes=10, input_size=64)
-        optimizer = torch.optim.Adam(model.parameters())
         strategy = strategy_class(
             model=model,
-            optimizer=optimizer,
-            criterion=torch.nn.CrossEntropyLoss(),
+            optimizer=torch.optim.Adam(model.parameters()),
+            criterion=nn.CrossEntropyLoss(),
             train_mb_size=32,
             plugins=plugins,
             evaluator=None,
         )
-        stream = digits.train_stream[:2]
-        for experiences in [stream] if strategy_class is JointTraining else stream:
-            if plugins:
-                with pytest.warns(UserWarning, match="trains on all real data: there is nothing"):
-                    strategy.train(experiences)
-                assert plugins[0].cost == Cost()
-                assert plugins[0].generator is None or not plugins[0].generator.pixel_range.known
-            else:
-                strategy.train(experiences)
-        weights.append(torch.nn.utils.parameters_to_vector(model.parameters()))
-    assert torch.equal(weights[0], weights[1])
-    assert torch.equal(weights[0], weights[2])
+        for each in experiences(digits.train_stream[:2]):
+            strategy.train(each)
+        return nn.utils.parameters_to_vector(model.parameters())
+
+    expected = train([])
+    built, given = tiny_plugin(), MAGDPlugin(tiny_training())
+    for plugin in (built, given):
+        with pytest.warns(UserWarning, match="trains on all real data: there is nothing"):
+            assert torch.equal(train([plugin]), expected)
+        assert plugin.cost == Cost()
+    assert built.generator is None
+    assert given.generator is not None
+    assert not given.generator.pixel_range.known
 
 
 @pytest.mark.parametrize("seed", [None, 11])
-def test_a_run_repeats_bit_by_bit(digits: Any, seed: int | None) -> None:
+def test_two_runs_with_the_same_seeds_are_bit_identical(digits: Any, seed: int | None) -> None:
     runs = []
     for _ in range(2):
         torch.manual_seed(1)
@@ -342,7 +314,7 @@ def test_a_run_repeats_bit_by_bit(digits: Any, seed: int | None) -> None:
             strategy.train(experience)
         assert plugin.generator is not None
         models = (strategy.model, plugin.generator)
-        runs.append([torch.nn.utils.parameters_to_vector(m.parameters()) for m in models])
+        runs.append([nn.utils.parameters_to_vector(m.parameters()) for m in models])
     assert torch.equal(runs[0][0], runs[1][0])
     assert torch.equal(runs[0][1], runs[1][1])
 
@@ -371,23 +343,33 @@ def test_the_generator_and_its_cost_appear_with_the_first_experience(digits: Any
     assert plugin.cost.training.backwards == 3 * 32 + 3 * 64
 
 
-def test_replay_size_zero_switches_replay_off_and_a_number_sets_it(digits: Any) -> None:
+@pytest.mark.parametrize(("replay_size", "rows"), [(0, 32), (5, 37), (None, 32 + 96)])
+def test_replay_size_is_the_number_of_generated_rows(
+    digits: Any, replay_size: int | None, rows: int
+) -> None:
+    recorder = Recorder()
+    strategy = naive([tiny_plugin(replay_size=replay_size), recorder])
+    strategy.train(digits.train_stream[0])
+    recorder.shown.clear()
+    strategy.train(digits.train_stream[1])
+    assert len(recorder.shown[0][0]) == rows
+
+
+@pytest.mark.parametrize(("replay_size", "same"), [(0, True), (5, False)])
+def test_replay_size_zero_trains_the_solver_as_without_the_plugin(
+    digits: Any, replay_size: int, same: bool
+) -> None:
     weights = []
-    for replay_size, expected in [(None, 32), (0, 32), (5, 37)]:
+    for plugins in ([], [tiny_plugin(replay_size=replay_size)]):
         torch.manual_seed(0)
-        recorder = Recorder()
-        plugins = [] if replay_size is None else [tiny_plugin(replay_size=replay_size)]
-        strategy = naive([*plugins, recorder])
-        strategy.train(digits.train_stream[0])
-        recorder.shown.clear()
-        strategy.train(digits.train_stream[1])
-        assert len(recorder.shown[0][0]) == expected
-        weights.append(torch.nn.utils.parameters_to_vector(strategy.model.parameters()))
-    assert torch.equal(weights[0], weights[1])
-    assert not torch.equal(weights[0], weights[2])
+        strategy = naive(plugins)
+        for experience in digits.train_stream[:2]:
+            strategy.train(experience)
+        weights.append(nn.utils.parameters_to_vector(strategy.model.parameters()))
+    assert torch.equal(*weights) == same
 
 
-def test_mini_batches_of_one_row_are_joined_by_their_share_in_the_long_run() -> None:
+def test_mini_batches_of_one_row_are_joined_by_the_same_share_of_rows_over_an_experience() -> None:
     two_classes = split_digits(5, fixed_class_order=range(10)).train_stream[0]
     five_classes = split_digits(2, fixed_class_order=range(10)).train_stream[1]
     recorder = Recorder()
@@ -415,13 +397,45 @@ def test_replayed_rows_carry_the_task_label_of_their_class() -> None:
     assert len(set(tasks.tolist())) == 3
 
 
-def test_the_default_budget_grows_with_the_image_side() -> None:
-    cpu = torch.device("cpu")
-    for image_shape, iterations in [((1, 8, 8), 400), ((1, 28, 28), 840), ((3, 32, 64), 1920)]:
-        assert MAGDPlugin()._default_strategy(image_shape, cpu).train_iterations == iterations
+@pytest.mark.parametrize(
+    ("image_shape", "iterations"), [((1, 8, 8), 400), ((1, 28, 28), 840), ((3, 32, 64), 1920)]
+)
+def test_the_default_number_of_steps_grows_with_the_longer_side_of_an_image(
+    image_shape: tuple[int, int, int], iterations: int
+) -> None:
+    training = default_training(image_shape, Distillation(), torch.device("cpu"), seed=0)
+    assert training.train_iterations == iterations
 
 
-def test_a_generator_strategy_of_the_users_own_is_used(digits: Any) -> None:
+def test_the_plugin_gives_its_arguments_to_the_training_that_it_builds(
+    digits: Any, tmp_path: Path
+) -> None:
+    plugin = tiny_plugin(checkpoint_folder=tmp_path)
+    naive([plugin]).train(digits.train_stream[0])
+    training = plugin.generator_strategy
+    assert training is not None
+    assert training.train_iterations == 3
+    assert training.distillation == Distillation(pool_size=20, num_inference_steps=3)
+    assert training.checkpoint_folder == tmp_path
+    assert (tmp_path / "experience-0.pt").exists()
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_progress_bars_can_be_switched_off(
+    digits: Any, monkeypatch: pytest.MonkeyPatch, progress: bool
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    plugin = tiny_plugin()
+    plugin.progress = progress
+    strategy = naive([plugin])
+    for experience in digits.train_stream[:2]:
+        strategy.train(experience)
+    assert ("training generator" in terminal.getvalue()) == progress
+    assert ("generating" in terminal.getvalue()) == progress
+
+
+def test_a_given_generator_strategy_is_used(digits: Any) -> None:
     training = tiny_training(distillation=Distillation(pool_size=10, num_inference_steps=2))
     plugin = MAGDPlugin(training)
     assert plugin.generator is training.model
@@ -440,7 +454,7 @@ def test_the_plugin_can_be_pickled_between_experiences(digits: Any) -> None:
     assert again.generator.classes == plugin.generator.classes
 
 
-def test_data_that_cannot_be_replayed_is_refused_before_any_training() -> None:
+def test_data_that_cannot_be_replayed_are_refused_before_any_training() -> None:
     def strategy_on(*columns: Tensor) -> None:
         dataset = AvalancheDataset(
             [TensorDataset(*columns)],
@@ -492,18 +506,21 @@ def test_a_generator_of_another_shape_is_refused(digits: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("distillation", "message"),
     [
-        ({"max_pool_bytes": 100}, "max_pool_bytes=100 does not hold pool_size=20"),
-        ({"num_inference_steps": 1001}, "num_inference_steps must be at most 1000"),
+        (
+            Distillation(pool_size=20, num_inference_steps=3, max_pool_bytes=100),
+            "max_pool_bytes=100 does not hold pool_size=20",
+        ),
+        (Distillation(num_inference_steps=1001), "num_inference_steps must be at most 1000"),
     ],
 )
 def test_a_pool_that_cannot_be_made_is_refused_before_any_training(
-    digits: Any, arguments: dict[str, int], message: str
+    digits: Any, distillation: Distillation, message: str
 ) -> None:
-    recorder = Recorder()
+    recorder, plugin = Recorder(), MAGDPlugin(distillation=distillation)
     with pytest.raises(ValueError, match=message):
-        naive([tiny_plugin(**arguments), recorder]).train(digits.train_stream[0])
+        naive([plugin, recorder]).train(digits.train_stream[0])
     assert recorder.shown == []
 
 
@@ -520,23 +537,83 @@ def test_two_plugins_in_one_strategy_are_refused(digits: Any) -> None:
         ({"num_inference_steps": 0}, ValueError, "num_inference_steps must be at least 1"),
         ({"replay_size": -1}, ValueError, "replay_size must be at least 0"),
         ({"replay_size": 0.5}, TypeError, "replay_size must be an integer"),
-        ({"snr_band": (3.0, 1.0)}, ValueError, "snr_band must be a pair"),
-        ({"guidance_scale": -1.0}, ValueError, "guidance_scale must be a number from 1"),
-        ({"max_pool_bytes": 0}, ValueError, "max_pool_bytes must be at least 1"),
+        ({"generated_share": 1.0}, ValueError, r"generated_share must be in \[0, 1\), got 1.0"),
+        ({"soft_label_weight": -1.0}, ValueError, "soft_label_weight must be a number from 0"),
+        ({"images": 5}, TypeError, "unexpected keyword argument 'images'"),
     ],
 )
-def test_absurd_arguments_are_refused(
+def test_arguments_out_of_range_are_refused(
     arguments: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         MAGDPlugin(**arguments)
 
 
-def test_a_generator_strategy_decides_alone_and_must_be_magds() -> None:
-    with pytest.raises(ValueError, match="brings its own training and distillation"):
-        MAGDPlugin(tiny_training(), pool_size=7)
-    model = torch.nn.Linear(1, 1)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pool_size": 10}, "Give pool_size to the Distillation, not to the plugin"),
+        ({"pool_size": 4000}, "Give pool_size to the Distillation"),
+        ({"num_inference_steps": 10}, "Give num_inference_steps to the Distillation"),
+        (
+            {"pool_size": 4000, "num_inference_steps": 10},
+            "Give pool_size and num_inference_steps to the Distillation",
+        ),
+    ],
+)
+def test_pool_size_and_number_of_steps_are_refused_beside_a_distillation(
+    arguments: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        MAGDPlugin(distillation=Distillation(), **arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"generator_iterations": 400},
+        {"pool_size": 7},
+        {"pool_size": 4000},
+        {"num_inference_steps": 10},
+        {"distillation": Distillation()},
+        {"checkpoint_folder": "folder"},
+    ],
+    ids=str,
+)
+def test_arguments_of_the_training_are_refused_beside_a_generator_strategy(
+    arguments: dict[str, Any],
+) -> None:
+    with pytest.raises(ValueError, match="brings its own training and distillation: give"):
+        MAGDPlugin(tiny_training(), **arguments)
+
+
+def test_a_generator_strategy_that_is_no_magd_training_is_refused() -> None:
+    model = nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     vae = VAETraining(model=model, optimizer=optimizer, evaluator=None)
     with pytest.raises(TypeError, match="must be a MAGDTraining, got VAETraining"):
         MAGDPlugin(vae)
+
+
+def test_present_teacher_generates_the_classes_seen_so_far(digits: Any) -> None:
+    plugin = tiny_plugin()
+    strategy = naive([plugin])
+    assert plugin.present_teacher(strategy, seed=0) is None
+    strategy.train(digits.train_stream[0])
+    classes = sorted(digits.train_stream[0].classes_in_this_experience)
+    images = []
+    for seed in (1, 1, 2):
+        teacher = plugin.present_teacher(strategy, seed)
+        assert teacher is not None
+        assert teacher.classes == classes
+        images.append(teacher.images(torch.tensor(classes)))
+    assert torch.equal(images[0], images[1])
+    assert not torch.equal(images[0], images[2])
+
+
+def test_a_generator_without_class_labels_has_no_present_teacher(digits: Any) -> None:
+    distillation = Distillation(pool_size=8, guidance=CGGD(conditional=False))
+    plugin = MAGDPlugin(tiny_training(distillation=distillation))
+    strategy = naive([plugin])
+    strategy.train(digits.train_stream[0])
+    assert plugin.present_teacher(strategy, seed=0) is None

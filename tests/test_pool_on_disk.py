@@ -11,7 +11,7 @@ from tiny import tiny_generator, tiny_training
 from torch import nn
 
 from avalanche_magd.distillation import Distillation, Pool
-from avalanche_magd.distillation.room import room_for
+from avalanche_magd.runtime.memmap import allocate
 
 CPU = torch.device("cpu")
 
@@ -33,7 +33,9 @@ def trained(digits: Any, folder: Path | None) -> tuple[torch.Tensor, int]:
     return weights, training.cost.pool_bytes
 
 
-def test_training_from_disk_is_training_from_memory(digits: Any, tmp_path: Path) -> None:
+def test_training_from_a_pool_on_disk_equals_training_from_one_in_memory(
+    digits: Any, tmp_path: Path
+) -> None:
     (on_disk, disk_bytes), (in_memory, memory_bytes) = (
         trained(digits, folder) for folder in (tmp_path, None)
     )
@@ -42,13 +44,13 @@ def test_training_from_disk_is_training_from_memory(digits: Any, tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_pool_on_disk_is_mapped_saved_and_gone(tmp_path: Path) -> None:
+def test_a_pool_on_disk_is_mapped_and_pickled_and_leaves_no_file(tmp_path: Path) -> None:
     before = mapped_bytes()
     pool = Pool(100, 4, (1, 32, 32), CPU, folder=tmp_path)
     size = pool.images.nbytes + pool.lessons.x_t.nbytes + pool.lessons.target.nbytes
     assert mapped_bytes() - before >= size > 2 * 10**6
     pool.write(torch.tensor([7]), torch.ones(1, 1, 32, 32), torch.tensor([3]))
-    pool.sort()
+    pool.end_pass()
     again = pickle.loads(pickle.dumps(pool))
     assert mapped_bytes() - before >= 2 * size
     assert torch.equal(again.images_of(torch.tensor([7])), torch.ones(1, 1, 32, 32))
@@ -57,14 +59,12 @@ def test_a_pool_on_disk_is_mapped_saved_and_gone(tmp_path: Path) -> None:
     assert mapped_bytes() == before
 
 
-def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_that_leaves_no_file(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
         with pytest.raises(OSError, match=r"needs 20,000 bytes more in .* choose another"):
-            room_for((100, 100), torch.float16, CPU, tmp_path)
+            allocate((100, 100), torch.float16, CPU, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(FileNotFoundError, match="pool_folder='nowhere' is not a folder"):
-        Distillation(pool_folder="nowhere")

@@ -6,40 +6,59 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tiny import tiny_generator
+from torch import Tensor
 
-from avalanche_magd.distillation import Distillation, Pool
-from avalanche_magd.distillation.past import Past
-from avalanche_magd.replay import Replay, append_replay, soft_label_loss, trim_replay
+from avalanche_magd.diffusion.label_map import LabelMap
+from avalanche_magd.distillation import Pool
+from avalanche_magd.replay import Replay, soft_label_divergence
 
 
 def pool_of(classes: list[int], size: int = 20) -> Pool:
-    generator = tiny_generator(classes=tuple(classes))
-    pool = Pool(size, 0, (1, 8, 8), generator.device)
-    rng = torch.Generator().manual_seed(0)
-
-    past = Past(generator, classes, rng)
-    Distillation(pool_size=size, num_inference_steps=1).fill(pool, size, past)
+    """A pool that one pass has filled with as many random images of each class."""
+    pool = Pool(size, 0, (1, 2, 2), torch.device("cpu"))
+    labels = torch.tensor(classes).repeat(size // len(classes) + 1)[:size]
+    images = torch.rand(size, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    pool.write(pool.slots_for(labels), images, labels)
+    pool.end_pass()
     return pool
 
 
 @pytest.mark.parametrize("columns", [2, 3])
-def test_rows_are_appended_in_the_minibatchs_dtypes_and_trimmed(columns: int) -> None:
+def test_rows_join_in_the_dtypes_of_the_mini_batch_and_leave(
+    columns: int, rng: torch.Generator
+) -> None:
+    label_map = LabelMap().with_classes([(4, 0), (7, 1)])
+    ids = label_map.ids
+    replay = Replay(pool_of(ids), None, 1, 3, 0.0)
     real = [torch.rand(4, 1, 2, 2).double(), torch.arange(4).int(), torch.zeros(4).long()]
     mbatch = [column.clone() for column in real[:columns]]
-    images = torch.rand(3, 1, 2, 2)
-    append_replay(mbatch, images, torch.tensor([7, 8, 9]), torch.tensor([1, 1, 2]))
-    assert [column.dtype for column in mbatch] == [torch.float64, torch.int32, torch.int64][
-        :columns
-    ]
-    assert torch.equal(mbatch[0][4:], images.double())
-    assert mbatch[1].tolist() == [0, 1, 2, 3, 7, 8, 9]
-    assert columns == 2 or mbatch[2].tolist() == [0, 0, 0, 0, 1, 1, 2]
+    replay.join(mbatch, label_map, rng)
+    dtypes = [torch.float64, torch.int32, torch.int64]
+    assert [column.dtype for column in mbatch] == dtypes[:columns]
+    assert [len(column) for column in mbatch] == [7] * columns
+    generated = {image.numpy().tobytes() for image in replay.past.images}
+    assert all(image.float().numpy().tobytes() in generated for image in mbatch[0][4:])
+    task_of = {4: 0, 7: 1}
+    labels = mbatch[1].tolist()
+    assert labels[:4] == [0, 1, 2, 3]
+    assert set(labels[4:]) == {4, 7}
+    for tasks in mbatch[2:]:
+        assert tasks.tolist() == [0, 0, 0, 0, *(task_of[label] for label in labels[4:])]
     strategy = SimpleNamespace(mbatch=mbatch, mb_output=torch.rand(7, 10))
-    trim_replay(strategy, 4)
-    for column, original in zip(strategy.mbatch, real, strict=False):
+    replay.leave(strategy)
+    for column, original in zip(strategy.mbatch, real[:columns], strict=True):
         assert torch.equal(column, original)
     assert strategy.mb_output.shape == (4, 10)
+
+
+def test_an_output_that_is_no_tensor_is_left_as_it_is(rng: torch.Generator) -> None:
+    replay, output = Replay(pool_of([0]), None, 1, 3, 0.0), {"logits": torch.rand(7, 10)}
+    strategy = SimpleNamespace(mbatch=[torch.rand(4, 1, 2, 2), torch.zeros(4)], mb_output=output)
+    label_map = LabelMap().with_classes([(0, 0)])
+    replay.join(strategy.mbatch, label_map, rng)
+    replay.leave(strategy)
+    assert strategy.mb_output is output
+    assert [len(column) for column in strategy.mbatch] == [4, 4]
 
 
 @settings(max_examples=30, deadline=None)
@@ -50,63 +69,87 @@ def test_rows_are_appended_in_the_minibatchs_dtypes_and_trimmed(columns: int) ->
     old=st.integers(1, 9),
     share=st.sampled_from([0.0, 0.25, 0.5]),
 )
-def test_every_class_gets_as_many_rows(rows: int, current: int, old: int, share: float) -> None:
-    past, now = pool_of(list(range(old))), pool_of(list(range(50, 50 + current)))
-    replay = Replay(past, now if share else None, current, None, share)
+def test_each_class_gets_the_same_number_of_rows_over_an_experience(
+    rows: int, current: int, old: int, share: float
+) -> None:
+    past = pool_of(list(range(old)))
+    now = pool_of(list(range(50, 50 + current))) if share else None
+    replay = Replay(past, now, current, None, share)
     rng = torch.Generator().manual_seed(0)
-    seen = torch.cat([replay.draw(rows, rng)[1] for _ in range(30)])
-    generated = int((seen >= 50).sum())
-    # Rounded down over the whole, not in each mini-batch; none is lost.
-    now = 30 * rows * share / (1 - share)
-    assert generated == pytest.approx(now, abs=1.01)
-    assert len(seen) == pytest.approx(now + (30 * rows + now) * old / current, abs=1.01)
-    assert len(seen) - generated == pytest.approx(
-        (30 * rows + generated) * old / current, abs=1 + old / current + 1e-9
-    )
+    ids = torch.cat([replay.draw(rows, rng)[1] for _ in range(30)])
+    of_current = 30 * rows / (1 - share)
+    generated = of_current - 30 * rows
+    # What is left of a row at the end of a mini-batch is carried over to the next.
+    assert len(ids[ids >= 50]) == pytest.approx(generated, abs=1.01)
+    assert len(ids[ids < 50]) == pytest.approx(of_current * old / current, abs=1.01)
 
 
-def test_a_fixed_replay_size_is_shared_as_it_would_be_by_default() -> None:
+def test_a_given_replay_size_is_divided_in_the_default_proportions() -> None:
     # By default 4 real rows would be joined by 4 of their class and 8 of each of two old ones.
     replay = Replay(pool_of([0, 1]), pool_of([5]), 1, 5, 0.5)
     rng = torch.Generator().manual_seed(0)
     draws = [replay.draw(4, rng) for _ in range(40)]
-    for images, numbers, slots in draws:
+    for images, ids, slots in draws:
         assert len(images) == 5
         assert torch.equal(images[: len(slots)], replay.past.images[slots])
-        assert torch.equal(numbers[: len(slots)], replay.past.labels[slots])
-    counts = torch.cat([numbers for _, numbers, _ in draws]).bincount(minlength=6)
+        assert torch.equal(ids[: len(slots)], replay.past.labels[slots])
+    counts = torch.cat([ids for _, ids, _ in draws]).bincount(minlength=6)
     assert counts[5].item() == pytest.approx(40, abs=1)
 
 
-def test_selected_images_alone_are_drawn_but_no_class_is_lost() -> None:
-    pool = pool_of([0, 1, 2], size=30)
-    chosen = torch.zeros(30, dtype=torch.bool)
-    chosen[(pool.labels == 1).nonzero()[0]] = True
-    chosen[(pool.labels == 2).nonzero()[:5, 0]] = True
-    pool.select(chosen)
-    drawn = pool.draw_slots(300, torch.Generator().manual_seed(0))
-    assert pool.labels[drawn].bincount().tolist() == [100, 100, 100]
-    assert len(drawn[pool.labels[drawn] == 0].unique()) == 10  # none was chosen: all stay
-    assert chosen[drawn[pool.labels[drawn] > 0]].all()
+def labelled(soft_labels: Tensor) -> tuple[Replay, LabelMap]:
+    """A replay of one head with one image of each class, and soft labels."""
+    label_map = LabelMap().with_classes((label, 0) for label in range(soft_labels.shape[1]))
+    pool = pool_of(label_map.ids, size=len(soft_labels))
+    return Replay(pool, None, 1, 6, 0.0, soft_labels), label_map
 
 
-def test_soft_labels_are_matched_exactly_by_the_same_answer() -> None:
+def test_soft_labels_are_compared_with_the_output_of_generated_rows_of_old_classes(
+    rng: torch.Generator,
+) -> None:
+    soft_labels = torch.randn(3, 3, generator=rng)
+    replay, label_map = labelled(soft_labels)
+    mbatch = [torch.rand(4, 1, 2, 2), torch.full((4,), 3)]
+    replay.join(mbatch, label_map, rng)
+    answers = {
+        image.numpy().tobytes(): row
+        for image, row in zip(replay.past.images, soft_labels, strict=True)
+    }
+    rows = torch.stack([answers[image.numpy().tobytes()] for image in mbatch[0][4:]])
+    output = torch.cat(
+        [torch.randn(4, 5, generator=rng), torch.randn(len(rows), 5, generator=rng)]
+    )
+    output[4:, :3] = rows
+    strategy = SimpleNamespace(mbatch=mbatch, mb_output=output, device=torch.device("cpu"))
+    same = replay.soft_label_loss(strategy, label_map)
+    assert same.item() == pytest.approx(0, abs=1e-6)
+    output[4:, 0] += 1
+    changed = replay.soft_label_loss(strategy, label_map)
+    one_head = torch.ones_like(rows, dtype=torch.bool)
+    expected = soft_label_divergence(output[4:, :3], rows, one_head)
+    assert changed.item() == pytest.approx(expected.item())
+    assert expected.item() > 0.01
+
+
+def test_the_divergence_from_soft_labels_is_the_scaled_kullback_leibler_divergence() -> None:
     soft = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, 1.0]])
     one_head = torch.ones(2, 3, dtype=torch.bool)
-    assert soft_label_loss(soft + 7, soft, one_head).item() == pytest.approx(0, abs=1e-6)
+    assert soft_label_divergence(soft + 7, soft, one_head).item() == pytest.approx(0, abs=1e-6)
     logits = torch.zeros(2, 3)
     target = (soft / 2).softmax(1)
     by_hand = 4 * (target * (target.log() - torch.tensor(1 / 3).log())).sum(1).mean()
-    assert soft_label_loss(logits, soft, one_head).item() == pytest.approx(by_hand.item())
+    divergence = soft_label_divergence(logits, soft, one_head)
+    assert divergence.item() == pytest.approx(by_hand.item())
 
 
-def test_soft_labels_are_matched_within_each_head() -> None:
+def test_the_divergence_from_soft_labels_compares_within_each_head() -> None:
     logits = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, 1.0]], requires_grad=True)
     soft = torch.tensor([[0.3, 1.0, 9.0], [-8.0, 7.0, 1.0]])
     same_head = torch.tensor([[True, True, False], [False, False, True]])
-    loss = soft_label_loss(logits, soft, same_head)
-    alone = soft_label_loss(logits[:1, :2], soft[:1, :2], same_head[:1, :2])
-    assert loss.item() == pytest.approx(alone.item() / 2)  # a head of one class has one answer
-    torch.autograd.backward(loss)
+    divergence = soft_label_divergence(logits, soft, same_head)
+    alone = soft_label_divergence(logits[:1, :2], soft[:1, :2], same_head[:1, :2])
+    # The second row's head has one class, and so one answer only.
+    assert divergence.item() == pytest.approx(alone.item() / 2)
+    torch.autograd.backward(divergence)
     assert logits.grad is not None
     assert logits.grad[~same_head].eq(0).all()

@@ -25,31 +25,39 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import naive, tiny_plugin, tiny_training
 
 from avalanche_magd import MAGDPlugin
-from avalanche_magd.checkpointing import maybe_load_checkpoint, save_checkpoint
-from avalanche_magd.metrics import Judge, SamplePictures, generation_metrics, train_judge
-from avalanche_magd.pictures import draw_curves, draw_grid, draw_matrix, to_image
-from avalanche_magd.report import (
+from avalanche_magd.checkpoints import maybe_load_checkpoint, save_checkpoint
+from avalanche_magd.metrics import (
+    EvaluationClassifier,
+    SamplePictures,
+    generation_metrics,
+    train_evaluation_classifier,
+)
+from avalanche_magd.reporting import RunLogger, write_report
+from avalanche_magd.reporting.plotting import draw_curves, draw_grid, draw_matrix, to_image
+from avalanche_magd.reporting.report import (
     accuracy_matrix,
     mean_and_spread,
     stream_values,
-    write_report,
+    table,
 )
-from avalanche_magd.runs import RunLogger, read_runs
+from avalanche_magd.reporting.run_logger import read_runs
 
 
 @pytest.fixture(scope="module")
-def judge(digits: Any) -> Judge:
-    return train_judge(digits.train_stream)
+def classifier(digits: Any) -> EvaluationClassifier:
+    return train_evaluation_classifier(digits.train_stream)
 
 
-def build(judge: Judge, loggers: list[Any], seed: int = 0, **kwargs: Any) -> Any:
+def build(
+    classifier: EvaluationClassifier, loggers: list[Any], seed: int = 0, **kwargs: Any
+) -> Any:
     torch.manual_seed(seed)
     plugin = MAGDPlugin(tiny_training(train_iterations=40, seed=seed))
     evaluator = EvaluationPlugin(
         accuracy_metrics(experience=True, stream=True),
         forgetting_metrics(stream=True),
         bwt_metrics(stream=True),
-        generation_metrics(plugin, judge, images=40),
+        generation_metrics(plugin, classifier, images=40),
         loggers=loggers,
     )
     return naive([plugin], evaluator=evaluator, **kwargs)
@@ -63,7 +71,9 @@ def learn(strategy: Any, benchmark: Any, experiences: range) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def folder(digits: Any, judge: Judge, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(
+    digits: Any, classifier: EvaluationClassifier, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Two seeds of a run with replay, and one of a bound."""
     folder = tmp_path_factory.mktemp("runs")
     for seed in (0, 1):
@@ -73,7 +83,7 @@ def folder(digits: Any, judge: Judge, tmp_path_factory: pytest.TempPathFactory) 
         if seed == 0:
             csv = CSVLogger(str(folder / "csv"))
             loggers += [TensorboardLogger(folder / "events"), csv]
-        learn(build(judge, loggers, seed), digits, range(3))
+        learn(build(classifier, loggers, seed), digits, range(3))
     csv.close()
     model = naive([]).model
     joint = JointTraining(
@@ -111,12 +121,12 @@ def test_tensorboard_has_values_and_pictures(folder: Path) -> None:
     assert grids[0].height < grids[1].height < grids[2].height  # two rows of classes for each
 
 
-def test_avalanches_csv_logger_gets_on_with_them(folder: Path) -> None:
+def test_the_csv_logger_of_avalanche_writes_a_line_for_each_experience(folder: Path) -> None:
     lines = (folder / "csv" / "eval_results.csv").read_text().splitlines()
     assert len(lines) == 1 + 1 + 2 + 3
 
 
-def test_a_row_for_each_experience(folder: Path) -> None:
+def test_a_run_has_a_row_for_each_experience(folder: Path) -> None:
     joint, first, second = read_runs(folder)
     assert (joint.name, first.name, second.name) == ("joint", "MAGD", "MAGD")
     assert (first.seed, second.seed) == (0, 1)
@@ -143,7 +153,7 @@ def test_a_row_for_each_experience(folder: Path) -> None:
     }
 
 
-def test_the_report_holds_what_was_measured(folder: Path) -> None:
+def test_the_report_shows_the_values_pictures_and_settings_of_all_runs(folder: Path) -> None:
     page = write_report(folder)
     text = page.read_text()
     runs = [run for run in read_runs(folder) if run.name == "MAGD"]
@@ -168,7 +178,11 @@ def test_the_report_holds_what_was_measured(folder: Path) -> None:
     assert "nan" not in text
 
 
-def test_mean_and_standard_deviation_of_seeds() -> None:
+def test_a_table_is_markdown() -> None:
+    assert table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+def test_values_of_several_seeds_are_mean_and_standard_deviation() -> None:
     assert mean_and_spread([0.5]) == "0.500"
     assert mean_and_spread([1.0, 2.0, 3.0]) == "2.000 ± 1.000"
     assert mean_and_spread([12345.0]) == "12,345"
@@ -179,15 +193,17 @@ def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
         write_report(tmp_path)
 
 
-def test_a_resumed_run_goes_on_in_its_folder(digits: Any, judge: Judge, tmp_path: Path) -> None:
+def test_a_resumed_run_goes_on_in_the_same_folder(
+    digits: Any, classifier: EvaluationClassifier, tmp_path: Path
+) -> None:
     def loggers(name: str) -> list[Any]:
         return [RunLogger(tmp_path / name, name="run"), TensorboardLogger(tmp_path / f"{name} tb")]
 
-    learn(build(judge, loggers("one")), digits, range(3))
-    stopped = build(judge, loggers("two"))
+    learn(build(classifier, loggers("one")), digits, range(3))
+    stopped = build(classifier, loggers("two"))
     learn(stopped, digits, range(2))
     save_checkpoint(stopped, tmp_path / "strategy.pt")
-    fresh = build(judge, loggers("two"), seed=5)
+    fresh = build(classifier, loggers("two"), seed=5)
     resumed, first = maybe_load_checkpoint(fresh, tmp_path / "strategy.pt")
     learn(resumed, digits, range(first, 3))
     one, two = read_runs(tmp_path)
@@ -201,9 +217,11 @@ def test_a_resumed_run_goes_on_in_its_folder(digits: Any, judge: Judge, tmp_path
     assert pictures[0] == pictures[1]
 
 
-def test_a_new_run_in_an_old_folder_starts_anew(digits: Any, judge: Judge, tmp_path: Path) -> None:
-    learn(build(judge, [RunLogger(tmp_path)]), digits, range(2))
-    learn(build(judge, [RunLogger(tmp_path)]), digits, range(1))
+def test_a_new_run_in_an_old_folder_starts_anew(
+    digits: Any, classifier: EvaluationClassifier, tmp_path: Path
+) -> None:
+    learn(build(classifier, [RunLogger(tmp_path)]), digits, range(2))
+    learn(build(classifier, [RunLogger(tmp_path)]), digits, range(1))
     (run,) = read_runs(tmp_path)
     assert [row.experiences for row in run.rows] == [1]
 
@@ -220,18 +238,18 @@ def test_evaluations_within_an_experience_make_no_row(digits: Any, tmp_path: Pat
     assert json.loads((tmp_path / "rows.json").read_text())[0]["train_seconds"] > 0
 
 
-def test_the_samples_of_an_evaluation_within_an_experience_are_of_what_the_generator_knows(
+def test_sample_pictures_within_an_experience_have_a_column_for_the_present_generator(
     digits: Any,
 ) -> None:
     plugin = tiny_plugin()
-    pictures = SamplePictures(plugin)
-    evaluator = EvaluationPlugin(pictures, loggers=[])
+    evaluator = EvaluationPlugin(SamplePictures(plugin), loggers=[])
     strategy = naive([plugin], evaluator=evaluator, train_epochs=2, eval_every=1)
-    learnt = []
     for experience in digits.train_stream[:2]:
         strategy.train(experience, eval_streams=[digits.test_stream[:1]])
-        learnt.append(list(pictures._columns))
-    assert learnt == [[1], [1, 2]]
+    _, grids = evaluator.get_all_metrics()["SampleGrid/eval_phase/test_stream"]
+    *of_first, second, third = (grid.image.shape[2] for grid in grids)
+    assert len(set(of_first)) == 1
+    assert of_first[0] < second == third
 
 
 def test_a_strategy_without_optimizer_or_accuracy_is_reported(digits: Any, tmp_path: Path) -> None:
@@ -253,17 +271,19 @@ def test_a_strategy_without_optimizer_or_accuracy_is_reported(digits: Any, tmp_p
     assert "![" not in text
 
 
-def test_pictures_are_not_printed(
-    digits: Any, judge: Judge, capsys: pytest.CaptureFixture[str]
+def test_pictures_are_not_printed_by_the_interactive_logger(
+    digits: Any, classifier: EvaluationClassifier, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    learn(build(judge, [InteractiveLogger()]), digits, range(1))
+    learn(build(classifier, [InteractiveLogger()]), digits, range(1))
     printed = capsys.readouterr().out
     assert "FrechetDistance_Stream/eval_phase/test_stream = " in printed
     assert "SampleGrid" not in printed
 
 
-def test_results_are_printed_without_pixels(digits: Any, judge: Judge) -> None:
-    values = learn(build(judge, []), digits, range(1))
+def test_a_picture_prints_its_size_without_pixels(
+    digits: Any, classifier: EvaluationClassifier
+) -> None:
+    values = learn(build(classifier, []), digits, range(1))
     assert repr(values["SampleGrid/eval_phase/test_stream"]).startswith("Picture(")
     assert len(repr(values)) < 5000
 
@@ -288,7 +308,7 @@ def test_a_grid_shows_each_image_in_its_cell() -> None:
         draw_grid([[None]], ["a"], ["b"])
 
 
-def test_curves_have_bands_bounds_are_lines_across_and_the_best_is_named_first() -> None:
+def test_curves_are_means_with_bands_and_the_legend_names_the_best_first() -> None:
     figure = draw_curves(
         {"ours": [{1: 0.9, 2: 0.8}, {1: 1.0, 2: 0.6}], "joint": [{1: 0.97}]}, "accuracy"
     )
@@ -303,13 +323,13 @@ def test_curves_have_bands_bounds_are_lines_across_and_the_best_is_named_first()
     assert [text.get_text() for text in legend.get_texts()] == ["joint", "ours"]
 
 
-def test_twenty_curves_look_different() -> None:
+def test_twenty_curves_have_twenty_different_looks() -> None:
     figure = draw_curves({str(number): [{1: 0.5, 2: 0.4}] for number in range(20)}, "accuracy")
     looks = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines}
     assert len(looks) == 20
 
 
-def test_a_matrix_may_have_holes() -> None:
+def test_a_cell_of_a_matrix_without_a_value_stays_empty() -> None:
     figure = draw_matrix({0: [0.5, None], 50: [0.25, 1.0]})
     axis = figure.axes[0]
     assert sorted(text.get_text() for text in axis.texts) == ["0.25", "0.50", "1.00"]
@@ -319,15 +339,14 @@ def test_a_matrix_may_have_holes() -> None:
 SCRIPT = """
 from tiny import tiny_training
 from avalanche_magd.benchmarks import split_digits
-tiny_training(train_iterations=60, progress={progress}).train(
-    split_digits(5, seed=0).train_stream[0], eval_streams=[])
+training = tiny_training(train_iterations=60)
+training.progress = {progress}
+training.train(split_digits(5, seed=0).train_stream[0], eval_streams=[])
 """
 
 
 @pytest.mark.parametrize(("terminal", "progress"), [(True, True), (True, False), (False, True)])
-def test_progress_tells_loss_and_rate_on_a_terminal_and_is_silent_elsewhere(
-    terminal: bool, progress: bool
-) -> None:
+def test_progress_is_shown_on_a_terminal_alone(terminal: bool, progress: bool) -> None:
     reader, writer = pty.openpty() if terminal else os.pipe()
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT.format(progress=progress)]
@@ -350,8 +369,14 @@ def test_progress_tells_loss_and_rate_on_a_terminal_and_is_silent_elsewhere(
         assert shown == b""
 
 
-def test_a_plugin_without_a_generator_has_nothing_to_show(digits: Any, judge: Judge) -> None:
+def test_the_metrics_of_a_plugin_without_a_generator_are_empty(
+    digits: Any, classifier: EvaluationClassifier
+) -> None:
     plugin = tiny_plugin()
-    for metric in generation_metrics(plugin, judge):
-        metric.result()
+    metrics = generation_metrics(
+        plugin, classifier, metrics=["frechet_distance", "samples", "losses"]
+    )
+    assert [metric.result() for metric in metrics] == [None, {}, None, {}]
+    for metric in metrics:
         metric.reset()
+    assert [metric.result() for metric in metrics] == [None, {}, None, {}]

@@ -1,5 +1,7 @@
 """Samplers against exact teachers, and against diffusers' on grids that both know."""
 
+import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -8,24 +10,23 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistep
 from tiny import PointMassTeacher
 from torch import Tensor
 
-from avalanche_magd.samplers import check_sampler, make_sampler
-from avalanche_magd.sampling import jittered_grid, sample
-from avalanche_magd.schedule import NoiseSchedule
+from avalanche_magd.diffusion.samplers import DDIM, DPMSolver, Sampler, UniPC, check_sampler
+from avalanche_magd.diffusion.sampling import jittered_grid, sample
+from avalanche_magd.diffusion.schedule import NoiseSchedule
 
 SCHEDULES = [
     (prediction_type, beta_schedule)
     for prediction_type in ("epsilon", "v_prediction", "sample")
     for beta_schedule in ("linear", "squaredcos_cap_v2")
 ]
-SAMPLERS = ["ddim", "dpmpp_2m", "unipc"]
-STEPS = [2, 3, 7, 20, 100]
+SAMPLERS = [DDIM(), DPMSolver(), UniPC()]
 
 
 @pytest.mark.parametrize(("prediction_type", "beta_schedule"), SCHEDULES)
-@pytest.mark.parametrize("num_inference_steps", [1, *STEPS])
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("num_inference_steps", [1, 2, 3, 7, 20, 100])
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
 def test_every_state_lies_at_its_labelled_noise_level(
-    sampler: str,
+    sampler: Sampler,
     prediction_type: str,
     beta_schedule: str,
     num_inference_steps: int,
@@ -36,10 +37,8 @@ def test_every_state_lies_at_its_labelled_noise_level(
     labels = torch.tensor([0, 1, 2, 1])
     noise = torch.randn(4, 1, 4, 4, generator=rng).double()
     grid = jittered_grid(num_inference_steps, 1000, 4, rng)
-    steps = make_sampler(sampler, schedule, 0.0, rng)
-    run = sample(
-        PointMassTeacher(schedule, means), schedule, noise, labels, grid, steps, clip=False
-    )
+    teacher = PointMassTeacher(schedule, means)
+    run = sample(teacher, schedule, noise, labels, grid, rng, sampler=sampler, clip=False)
     signal, sigma = schedule.scales(grid[0], noise)
     z = (noise - signal * means[labels]) / sigma
     for state, t in zip(run.states, run.timesteps, strict=True):
@@ -55,8 +54,7 @@ def test_new_noise_keeps_every_state_at_its_noise_level(eta: float, rng: torch.G
     noise = torch.randn(4000, 1, 1, 1, generator=rng).double()
     grid = jittered_grid(6, 1000, 1, rng).expand(6, 4000)
     teacher = PointMassTeacher(schedule, mean)
-    steps = make_sampler("ddim", schedule, eta, rng)
-    run = sample(teacher, schedule, noise, labels, grid, steps, clip=False)
+    run = sample(teacher, schedule, noise, labels, grid, rng, sampler=DDIM(eta), clip=False)
     before, last_t = noise, grid[0]
     for state, t in zip(run.states[1:], run.timesteps[1:], strict=True):
         signal, sigma = schedule.scales(t, state)
@@ -76,7 +74,7 @@ def diffusers_states(scheduler: Any, denoiser: Any, noise: Tensor, labels: Tenso
     for t in scheduler.timesteps:
         states.append(x_t)
         x_t = scheduler.step(denoiser(x_t, t.expand(len(x_t)), labels), t, x_t).prev_sample
-    return torch.stack([*states, x_t])
+    return torch.stack(states)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # diffusers, numpy 2
@@ -85,13 +83,14 @@ def diffusers_states(scheduler: Any, denoiser: Any, noise: Tensor, labels: Tenso
 @pytest.mark.parametrize(
     ("sampler", "scheduler", "settings"),
     [
-        ("ddim", DDIMScheduler, {"clip_sample": False}),
-        ("dpmpp_2m", DPMSolverMultistepScheduler, {"solver_order": 2}),
-        ("unipc", UniPCMultistepScheduler, {"solver_order": 2, "solver_type": "bh2"}),
+        (DDIM(), DDIMScheduler, {"clip_sample": False}),
+        (DPMSolver(), DPMSolverMultistepScheduler, {"solver_order": 2}),
+        (UniPC(), UniPCMultistepScheduler, {"solver_order": 2, "solver_type": "bh2"}),
     ],
+    ids=repr,
 )
 def test_states_are_those_of_diffusers(
-    sampler: str,
+    sampler: Sampler,
     scheduler: Any,
     settings: dict[str, Any],
     prediction_type: str,
@@ -110,55 +109,100 @@ def test_states_are_those_of_diffusers(
     theirs.set_timesteps(num_inference_steps)
 
     def denoiser(x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        signal, sigma = schedule.scales(t, x_t)
+        signal, _ = schedule.scales(t, x_t)
         x_0 = torch.tanh(0.3 + signal * x_t * labels.view(-1, 1, 1, 1))
-        return schedule.target(x_0, (x_t - signal * x_0) / sigma, t)
+        return schedule.prediction(x_0, x_t, t)
 
     noise = torch.randn(4, 1, 4, 4, generator=rng).double()
     labels = torch.tensor([1, 2, 3, 4])
     grid = theirs.timesteps[:, None].expand(-1, 4)
-    steps = make_sampler(sampler, schedule, 0.0, rng)
-    run = sample(denoiser, schedule, noise, labels, grid, steps, clip=False)
-    expected = diffusers_states(theirs, denoiser, noise, labels)
+    run = sample(denoiser, schedule, noise, labels, grid, rng, sampler=sampler, clip=False)
     # diffusers keeps its tables in single precision.
-    torch.testing.assert_close(run.states, expected[:-1], atol=2e-3, rtol=2e-3)
+    expected = diffusers_states(theirs, denoiser, noise, labels)
+    torch.testing.assert_close(run.states, expected, atol=2e-3, rtol=2e-3)
 
 
-def test_samplers_converge_at_their_order(rng: torch.Generator) -> None:
+def gaussian_end(sampler: Sampler, count: int) -> Tensor:
+    """The last of so many states, where images have mean 0.2 and variance 0.25."""
     schedule = NoiseSchedule()
+    rng = torch.Generator().manual_seed(0)
 
-    def gaussian(x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """Images with mean 0.2 and variance 0.25."""
+    def denoiser(x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         signal, sigma = schedule.scales(t, x_t)
         gain = signal * 0.25 / (signal**2 * 0.25 + sigma**2)
-        x_0 = 0.2 + gain * (x_t - signal * 0.2)
-        return schedule.target(x_0, (x_t - signal * x_0) / sigma, t)
+        return schedule.prediction(0.2 + gain * (x_t - signal * 0.2), x_t, t)
 
     noise = torch.randn(64, 1, 2, 2, generator=rng).double()
     labels = torch.zeros(64, dtype=torch.long)
-
-    def last_states(sampler: str, count: int) -> Tensor:
-        grid = torch.linspace(999, 50, count).long()[:, None].expand(-1, 64)
-        steps = make_sampler(sampler, schedule, 0.0, rng)
-        run = sample(gaussian, schedule, noise, labels, grid, steps, clip=False)
-        return run.states[-1]
-
-    limit = last_states("ddim", 900)
-    for name, order in {"ddim": 1, "dpmpp_2m": 2, "unipc": 2}.items():
-        coarse, fine = ((last_states(name, k) - limit).abs().mean().item() for k in (20, 40))
-        # Twice the steps: half the error at order 1, about a quarter at order 2.
-        assert (fine < coarse / 2.8) == (order == 2)
-        assert fine < (0.012 if order == 1 else 0.002)
+    grid = torch.linspace(999, 50, count).long()[:, None].expand(-1, 64)
+    run = sample(denoiser, schedule, noise, labels, grid, rng, sampler=sampler, clip=False)
+    return run.states[-1]
 
 
 @pytest.mark.parametrize(
-    ("name", "eta", "message"),
-    [
-        ("ddpm", 0.0, "sampler must be one of ddim, dpmpp_2m, unipc; got 'ddpm'"),
-        ("ddim", 1.5, "eta must be between 0 and 1, got 1.5"),
-        ("unipc", 0.5, "eta=0.5 needs sampler='ddim': 'unipc' is deterministic"),
-    ],
+    ("sampler", "least_gain", "most_gain", "error"),
+    [(DDIM(), 1.8, 2.4, 0.012), (DPMSolver(), 2.8, 5.0, 0.002), (UniPC(), 2.8, 5.0, 0.002)],
+    ids=repr,
 )
-def test_unknown_samplers_are_refused(name: str, eta: float, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        check_sampler(name, eta)
+def test_twice_the_steps_divide_the_error_by_two_to_the_samplers_order(
+    sampler: Sampler, least_gain: float, most_gain: float, error: float
+) -> None:
+    limit = gaussian_end(DDIM(), 900)
+    coarse, fine = (
+        (gaussian_end(sampler, count) - limit).abs().mean().item() for count in (20, 40)
+    )
+    assert least_gain < coarse / fine < most_gain
+    assert fine < error
+
+
+@pytest.mark.parametrize("sampler", [*SAMPLERS, DDIM(eta=0.5)], ids=repr)
+def test_a_sampler_starts_each_run_anew(sampler: Sampler) -> None:
+    first, second = gaussian_end(sampler, 5), gaussian_end(sampler, 5)
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
+def test_two_runs_of_one_sampler_may_take_turns(sampler: Sampler, rng: torch.Generator) -> None:
+    schedule = NoiseSchedule()
+    grid = torch.tensor([999, 700, 400, 100])[:, None]
+    states = torch.randn(2, 1, 1, 2, 2, generator=rng)
+
+    def predicted(x_t: Tensor) -> Tensor:
+        return torch.tanh(x_t)
+
+    alone = []
+    for x_t in states:
+        step = sampler.begin(schedule, rng)
+        for t, next_t in pairwise(grid):
+            x_t = step(predicted(x_t), x_t, t, next_t)
+        alone.append(x_t)
+    steps = [sampler.begin(schedule, rng) for _ in states]
+    together = list(states)
+    for t, next_t in pairwise(grid):
+        together = [
+            step(predicted(x_t), x_t, t, next_t) for step, x_t in zip(steps, together, strict=True)
+        ]
+    torch.testing.assert_close(together, alone, atol=0, rtol=0)
+
+
+def test_samplers_say_what_they_are_and_equal_those_with_the_same_settings() -> None:
+    assert list(map(repr, [DDIM(eta=0.3), DPMSolver(), UniPC()])) == [
+        "DDIM(eta=0.3)",
+        "DPMSolver()",
+        "UniPC()",
+    ]
+    assert DDIM() == DDIM(eta=0.0) != DDIM(eta=0.3)
+    assert UniPC() == UniPC() != DPMSolver()
+    assert len({UniPC(), UniPC(), DPMSolver(), DDIM(), DDIM(0.0)}) == 3
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.5, math.nan])
+def test_an_eta_outside_its_range_is_refused(eta: float) -> None:
+    with pytest.raises(ValueError, match=f"eta must be between 0 and 1, got {eta}"):
+        DDIM(eta)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", None, UniPC], ids=repr)
+def test_what_is_no_sampler_is_refused(sampler: Any) -> None:
+    with pytest.raises(TypeError, match=r"such as UniPC\(\), DPMSolver\(\) or DDIM\(eta=0.0\), "):
+        check_sampler(sampler)

@@ -7,25 +7,29 @@ from hypothesis import strategies as st
 from tiny import PointMassTeacher, tiny_generator
 from torch import Tensor
 
-from avalanche_magd.samplers import make_sampler
-from avalanche_magd.sampling import (
+from avalanche_magd.diffusion.guidance import GuidedPrediction
+from avalanche_magd.diffusion.samplers import DDIM, DPMSolver
+from avalanche_magd.diffusion.sampling import (
     balanced_labels,
-    images_at_once,
+    draw_start,
+    inference_batch_size,
+    interval_widths,
     jittered_grid,
     reverse_runs,
     sample,
+    steps_at,
 )
-from avalanche_magd.schedule import NoiseSchedule
+from avalanche_magd.diffusion.schedule import NoiseSchedule
 
 
-def test_a_wrong_timestep_is_seen_by_the_point_mass_teacher(rng: torch.Generator) -> None:
+def test_the_point_mass_teacher_tells_a_wrong_timestep(rng: torch.Generator) -> None:
     schedule = NoiseSchedule()
     means = torch.rand(1, 1, 4, 4, generator=rng) * 2 - 1
     labels = torch.zeros(4, dtype=torch.long)
     noise = torch.randn(4, 1, 4, 4, generator=rng)
     grid = jittered_grid(5, 1000, 4, rng)
-    steps = make_sampler("ddim", schedule, 0.0, rng)
-    run = sample(PointMassTeacher(schedule, means), schedule, noise, labels, grid, steps)
+    teacher = PointMassTeacher(schedule, means)
+    run = sample(teacher, schedule, noise, labels, grid, rng, sampler=DDIM())
     t, other_t = run.timesteps[2], run.timesteps[2] - 20
     signal, sigma = schedule.scales(run.timesteps[0], noise)
     z = (noise - signal * means) / sigma
@@ -53,7 +57,8 @@ def test_a_state_is_the_finished_image_plus_the_weighted_predictions_before_it(
         torch.randn(2, 1, 6, 6, generator=rng),
         torch.zeros(2, dtype=torch.long),
         grid,
-        make_sampler("ddim", schedule, 0.0, rng),
+        rng,
+        sampler=DDIM(),
         clip=False,
     )
     states, timesteps, outputs = run.states.flip(0), run.timesteps.flip(0), run.outputs.flip(0)
@@ -67,13 +72,67 @@ def test_a_state_is_the_finished_image_plus_the_weighted_predictions_before_it(
         assert error < 1e-5
 
 
-def test_a_stored_output_equals_a_fresh_call_on_the_stored_state(rng: torch.Generator) -> None:
+def test_a_coarse_run_of_a_gaussian_teacher_loses_the_known_variance(rng: torch.Generator) -> None:
+    schedule = NoiseSchedule("epsilon", "linear")
+
+    def teacher(x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        signal, sigma = schedule.scales(t, x_t)
+        x_0 = signal * 0.25 / (signal**2 * 0.25 + sigma**2) * x_t
+        return schedule.prediction(x_0, x_t, t)
+
+    noise = torch.randn(20_000, 1, 1, 1, generator=rng).double()
+    grid = torch.arange(999, 0, -100)[:, None].expand(10, 20_000)
+    labels = torch.zeros(20_000, dtype=torch.long)
+    run = sample(teacher, schedule, noise, labels, grid, rng, sampler=DDIM(), clip=False)
+    signal, sigma = schedule.scales(grid[-1, :1], noise[:1])
+    marginal = (signal**2 * 0.25 + sigma**2).item()
+    assert (run.states[-1].var() / marginal).item() == pytest.approx(0.80, abs=0.02)
+    assert (run.images.var() / 0.25).item() == pytest.approx(0.55, abs=0.02)
+
+
+def test_a_stored_output_equals_a_new_call_on_the_stored_state(rng: torch.Generator) -> None:
     generator = tiny_generator(classes=(0, 1, 2)).eval()
     labels = balanced_labels(6, [0, 1, 2], rng)
-    (run,) = reverse_runs(generator, generator.schedule, (1, 8, 8), labels, 4, rng)
+    (run,) = reverse_runs(generator, labels, 4, rng)
     with torch.no_grad():
         for state, t, output in zip(run.states, run.timesteps, run.outputs, strict=True):
             assert torch.equal(generator(state, t, run.labels), output)
+
+
+def test_a_run_follows_the_guided_prediction_and_keeps_the_raw_output(
+    rng: torch.Generator,
+) -> None:
+    schedule = NoiseSchedule()
+    noise, labels = torch.randn(2, 1, 4, 4, generator=rng), torch.zeros(2, dtype=torch.long)
+    grid = jittered_grid(3, 1000, 2, rng)
+
+    def guided(x_t: Tensor, t: Tensor, labels: Tensor) -> GuidedPrediction:
+        return GuidedPrediction(0.5 * x_t, 0.5 * x_t + 0.1)
+
+    def followed(x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return 0.5 * x_t + 0.1
+
+    run = sample(guided, schedule, noise, labels, grid, rng, sampler=DDIM())
+    same_way = sample(followed, schedule, noise, labels, grid, rng, sampler=DDIM())
+    assert torch.equal(run.states, same_way.states)
+    assert torch.equal(run.images, same_way.images)
+    assert torch.equal(run.outputs, 0.5 * run.states)
+
+
+def test_a_run_keeps_the_predicted_images_within_the_range_unless_told_not_to(
+    rng: torch.Generator,
+) -> None:
+    schedule = NoiseSchedule("sample")
+    noise, labels = torch.randn(2, 1, 4, 4, generator=rng), torch.zeros(2, dtype=torch.long)
+    grid = jittered_grid(3, 1000, 2, rng)
+
+    def too_bright(x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return torch.full_like(x_t, 3.0)
+
+    clipped = sample(too_bright, schedule, noise, labels, grid, rng)
+    assert (clipped.images == 1).all()
+    assert (clipped.outputs == 3).all()
+    assert (sample(too_bright, schedule, noise, labels, grid, rng, clip=False).images == 3).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -98,9 +157,29 @@ def test_many_grids_cover_every_timestep(rng: torch.Generator) -> None:
     assert len(grid.unique()) == 1000
 
 
-def test_fewer_than_one_step_is_refused(rng: torch.Generator) -> None:
+@pytest.mark.parametrize("num_inference_steps", [0, 1001])
+def test_fewer_steps_than_one_and_more_than_noise_levels_are_refused(
+    num_inference_steps: int, rng: torch.Generator
+) -> None:
     with pytest.raises(ValueError, match="num_inference_steps must be between 1 and 1000"):
-        jittered_grid(1001, 1000, 1, rng)
+        jittered_grid(num_inference_steps, 1000, 1, rng)
+
+
+def test_widths_of_intervals_follow_the_trapezoidal_rule() -> None:
+    timesteps = torch.tensor([[999, 9], [600, 4], [100, 0]])
+    widths = interval_widths(timesteps)
+    assert widths.tolist() == [[199.5, 2.5], [449.5, 4.5], [350.0, 2.0]]
+    assert widths.sum(0).tolist() == [999, 9]
+
+
+def test_a_position_is_in_the_interval_that_contains_it() -> None:
+    widths = torch.tensor([[1.0, 2.0], [3.0, 1.0], [6.0, 1.0]])
+    position = torch.tensor(
+        [[0.0, 0.09, 0.11, 0.39, 0.41, 0.999], [0.0, 0.49, 0.51, 0.74, 0.76, 0.9]]
+    )
+    assert steps_at(widths, position).tolist() == [[0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2]]
+    # Rounding may put the largest position at the end of the last interval.
+    assert steps_at(widths, torch.ones(2, 1)).tolist() == [[2], [2]]
 
 
 @given(count=st.integers(1, 50), classes=st.sets(st.integers(0, 100), min_size=1, max_size=12))
@@ -111,33 +190,64 @@ def test_balanced_labels_differ_in_number_by_at_most_one(count: int, classes: se
     assert max(counts) - min(counts) <= 1
 
 
-def test_guidance_steers_the_run_but_not_its_outputs(rng: torch.Generator) -> None:
-    schedule = NoiseSchedule()
-    noise, labels = torch.randn(2, 1, 4, 4, generator=rng), torch.zeros(2, dtype=torch.long)
-    grid = jittered_grid(3, 1000, 2, rng)
-
-    def denoiser(x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        return 0.5 * x_t
-
-    def guidance(prediction: Tensor, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        return prediction + 0.1
-
-    steps = make_sampler("ddim", schedule, 0.0, rng)
-    free = sample(denoiser, schedule, noise, labels, grid, steps)
-    guided = sample(denoiser, schedule, noise, labels, grid, steps, guidance=guidance)
-    assert not torch.equal(free.states[1], guided.states[1])
-    assert torch.equal(guided.outputs, 0.5 * guided.states)
+def test_balanced_labels_are_first_of_the_classes_that_have_fewest(rng: torch.Generator) -> None:
+    labels = balanced_labels(5, [1, 4, 7], rng, {1: 5, 4: 1, 9: 0})
+    assert labels.sort().values.tolist() == [4, 4, 7, 7, 7]
 
 
-def test_large_images_are_generated_few_at_once() -> None:
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    sides = (8, 28, 32, 64, 256)
-    assert [images_at_once((3, side, side), cpu) for side in sides] == [128, 83, 64, 16, 16]
-    assert [images_at_once((3, side, side), gpu) for side in sides] == [4096, 1337, 1024, 256, 16]
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        ("cpu", {8: 128, 28: 83, 32: 64, 64: 16, 256: 16}),
+        ("cuda", {8: 4096, 28: 1337, 32: 1024, 64: 256, 256: 16}),
+    ],
+)
+def test_large_images_go_through_the_network_few_at_once(
+    device: str, expected: dict[int, int]
+) -> None:
+    sizes = {
+        side: inference_batch_size((3, side, side), torch.device(device)) for side in expected
+    }
+    assert sizes == expected
+
+
+def test_a_large_network_on_a_gpu_is_given_fewer_images_at_once() -> None:
     large = torch.nn.Linear(2**14, 2**14, device="meta")
-    assert images_at_once((3, 32, 32), gpu, large) == 255
+    assert inference_batch_size((3, 32, 32), torch.device("cuda"), large) == 255
+
+
+def test_reverse_runs_come_in_batches_of_what_the_network_is_given_at_once(
+    rng: torch.Generator,
+) -> None:
     generator = tiny_generator(classes=(0, 1))
-    rng = torch.Generator().manual_seed(0)
-    labels = torch.zeros(150, dtype=torch.long)
-    runs = reverse_runs(generator, generator.schedule, (1, 8, 8), labels, 2, rng)
+    labels = torch.arange(150) % 2
+    runs = list(reverse_runs(generator, labels, 2, rng))
     assert [len(run.labels) for run in runs] == [128, 22]
+    assert torch.equal(torch.cat([run.labels for run in runs]), labels)
+    runs = list(reverse_runs(generator, labels, 2, rng, batch_size=60))
+    assert [len(run.labels) for run in runs] == [60, 60, 30]
+
+
+def test_reverse_runs_are_runs_of_the_sampler_from_drawn_starts(rng: torch.Generator) -> None:
+    schedule = NoiseSchedule()
+    teacher = PointMassTeacher(schedule, torch.rand(2, 3, 4, 5, generator=rng))
+    labels, state = torch.tensor([1, 0, 1]), rng.get_state()
+    (run,) = reverse_runs(teacher, labels, 6, rng, sampler=DPMSolver())
+    rng.set_state(state)
+    noise, timesteps = draw_start(teacher, 3, 6, rng)
+    assert noise.shape == (3, 3, 4, 5)
+    assert timesteps.shape == (6, 3)
+    by_hand = sample(teacher, schedule, noise, labels, timesteps, rng, sampler=DPMSolver())
+    for ours, expected in zip(run, by_hand, strict=True):
+        assert torch.equal(ours, expected)
+
+
+def test_a_guide_is_called_in_the_generators_place(rng: torch.Generator) -> None:
+    generator = tiny_generator(classes=(0,))
+
+    def guide(x_t: Tensor, t: Tensor, labels: Tensor) -> GuidedPrediction:
+        return GuidedPrediction(torch.zeros_like(x_t), torch.ones_like(x_t))
+
+    (run,) = reverse_runs(generator, torch.zeros(2, dtype=torch.long), 3, rng, guide=guide)
+    assert generator.forwards == 0
+    assert (run.outputs == 0).all()

@@ -10,7 +10,9 @@ from diffusers import UNet2DModel
 from torch import Tensor
 
 from avalanche_magd import DiffusionGenerator, MAGDPlugin, MAGDTraining
-from avalanche_magd.schedule import NoiseSchedule
+from avalanche_magd.diffusion.schedule import NoiseSchedule
+from avalanche_magd.distillation import Distillation, Pool
+from avalanche_magd.distillation.generation import Generation
 
 
 def tiny_network(channels: int = 1, levels: int = 2, dropout: float = 0.0) -> UNet2DModel:
@@ -43,7 +45,7 @@ def tiny_generator(
 def tiny_training(**kwargs: Any) -> MAGDTraining:
     generator = kwargs.pop("model", None) or tiny_generator()
     optimizer = torch.optim.AdamW(generator.parameters(), lr=1e-3)
-    arguments = {"train_mb_size": 8, "train_iterations": 3, "seed": 0, "progress": False}
+    arguments = {"train_mb_size": 8, "train_iterations": 3, "seed": 0}
     return MAGDTraining(model=generator, optimizer=optimizer, **{**arguments, **kwargs})
 
 
@@ -68,7 +70,6 @@ def tiny_plugin(**kwargs: Any) -> MAGDPlugin:
         "pool_size": 20,
         "num_inference_steps": 3,
         "seed": 0,
-        "progress": False,
     }
     return MAGDPlugin(**{**arguments, **kwargs})
 
@@ -78,8 +79,19 @@ class PointMassTeacher:
 
     def __init__(self, schedule: NoiseSchedule, means: Tensor) -> None:
         self.schedule, self.means = schedule, means
+        self.latent_shape = tuple(means.shape[1:])
 
     def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         signal, sigma = self.schedule.scales(t, x_t)
         x_0 = self.means[labels]
         return self.schedule.target(x_0, (x_t - signal * x_0) / sigma, t)
+
+
+def filled_pool(
+    distillation: Distillation, generator: DiffusionGenerator, rng: torch.Generator, **kwargs: Any
+) -> Pool:
+    """A pool of the generator's classes, full."""
+    pool = distillation.empty_pool(generator)
+    teacher = distillation.teacher(generator, generator.classes, rng, **kwargs)
+    Generation().fill(pool, distillation.pool_size, teacher, distillation.mode)
+    return pool

@@ -1,7 +1,7 @@
-"""What MAGD is compared with: other modes, in the same form.
+"""What MAGD is compared with: other modes of distillation, in the same form.
 
 =======================  ==================================  ======================
-mode                     input                               answer
+mode                     input                               target
 =======================  ==================================  ======================
 ``None``: fine-tuning    –                                   –
 DGR                      finished image, noised              the noise drawn
@@ -11,10 +11,12 @@ Gaussian distillation    pure noise at every t               the teacher's
 LwF distillation         current image, noised, old label    the teacher's
 =======================  ==================================  ======================
 
-DDGR is DGR whose runs are steered by the solver: ``Distillation(dgr, classifier_scale=1.0)``.
+DDGR is DGR whose runs are guided by the solver: ``Distillation(dgr,
+guidance=CGGD(classifier_scale=1.0))``.
 
-As published, all of them make each lesson's input anew in each training step: ``Distillation(mode,
-fresh=True)``. Otherwise their lessons wait in a pool, as MAGD's do, many from one image.
+As published, all of them make each lesson's input anew in each training step:
+``Distillation(mode, on_the_fly=True)``. Otherwise their lessons wait in a pool, as MAGD's do, many
+from one image.
 
 References:
     Shin et al. 2017, *Continual learning with deep generative replay* (DGR).
@@ -24,46 +26,89 @@ References:
 """
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from avalanche_magd.distillation.batch import Input, noised_lessons
-from avalanche_magd.distillation.draft import Draft, Source
+from avalanche_magd.diffusion.guidance import GuidedPrediction, as_guided
+from avalanche_magd.diffusion.sampling import (
+    Trajectory,
+    draw_start,
+    interval_widths,
+    sample,
+    steps_at,
+)
+from avalanche_magd.diffusion.schedule import Images, Indices
+from avalanche_magd.distillation.lessons import InputSource, LessonBatch, noised_lessons
 from avalanche_magd.distillation.magd import MAGD
 from avalanche_magd.distillation.nigd import lessons_at
-from avalanche_magd.sampling import steps_at, stretches
+from avalanche_magd.distillation.teacher import Teacher
 
 generative_distillation = MAGD(trajectory_share=0.0)
 
 
-def dgr(source: Source, kept: int) -> Draft:
+def dgr(teacher: Teacher, labels: Indices, per_image: int) -> LessonBatch:
     """Generated images are taught as if they were real."""
-    images = source.run(None).images.repeat_interleave(kept, 0)
-    labels = source.labels.repeat_interleave(kept)
-    lessons = noised_lessons(source.schedule, images, labels, source.rng, Input.RENOISED)
-    return Draft(lessons, torch.ones_like(lessons.t, dtype=torch.float32), None)
+    images = teacher.trajectories(labels).images.repeat_interleave(per_image, 0)
+    labels = labels.repeat_interleave(per_image)
+    schedule = teacher.generator.schedule
+    lessons = noised_lessons(schedule, images, labels, teacher.rng, InputSource.RENOISED)
+    return teacher.drop_labels(lessons)[0]
 
 
-def partial_generation(source: Source, kept: int) -> Draft:
-    """Runs that stop at a state drawn evenly over t; the teacher's output there is the answer."""
-    rng = source.rng
-    position = torch.rand(len(source.labels), kept, generator=rng, device=rng.device)
-    run = source.run(position.max(1).values)
-    lessons = lessons_at(run, steps_at(stretches(run.timesteps), position))
-    weights = torch.ones_like(lessons.t, dtype=torch.float32)
-    return Draft(lessons, weights, torch.zeros_like(weights, dtype=torch.bool))
+def partial_generation(teacher: Teacher, labels: Indices, per_image: int) -> LessonBatch:
+    """Runs that stop at a state drawn evenly over t; the teacher's output there is the target."""
+    rng = teacher.rng
+    position = torch.rand(len(labels), per_image, generator=rng, device=rng.device)
+    if teacher.run is None:
+        run = _stopped_run(teacher, labels, position.max(1).values)
+    else:
+        run = teacher.run
+    lessons = lessons_at(run, steps_at(interval_widths(run.timesteps), position))
+    return teacher.relabel(lessons, torch.zeros_like(lessons.labels, dtype=torch.bool))
 
 
-def gaussian_distillation(source: Source, kept: int) -> Draft:
+def gaussian_distillation(teacher: Teacher, labels: Indices, per_image: int) -> LessonBatch:
     """Pure noise, whatever t says; no image is needed."""
-    draft = lwf_distillation(source, kept)
-    noise = torch.randn(draft.lessons.x_t.shape, generator=source.rng, device=source.rng.device)
-    kind = torch.full_like(draft.lessons.kind, Input.NOISE)
-    return draft._replace(lessons=draft.lessons._replace(x_t=noise, kind=kind))
+    lessons = _current_lessons(teacher, labels, per_image)
+    noise = torch.randn(lessons.x_t.shape, generator=teacher.rng, device=teacher.rng.device)
+    source = torch.full_like(lessons.source, InputSource.NOISE)
+    lessons = lessons._replace(x_t=noise, source=source)
+    return teacher.relabel(lessons, torch.ones_like(lessons.labels, dtype=torch.bool))
 
 
-def lwf_distillation(source: Source, kept: int) -> Draft:
-    """Current images under the names of old classes; nothing is generated."""
-    labels = source.labels.repeat_interleave(kept)
-    images = source.current_images(len(labels))
-    lessons = noised_lessons(source.schedule, images, labels, source.rng, Input.CURRENT)
-    weights = torch.ones_like(lessons.t, dtype=torch.float32)
-    return Draft(lessons, weights, torch.ones_like(weights, dtype=torch.bool))
+def lwf_distillation(teacher: Teacher, labels: Indices, per_image: int) -> LessonBatch:
+    """Current images under the labels of old classes; nothing is generated."""
+    lessons = _current_lessons(teacher, labels, per_image)
+    return teacher.relabel(lessons, torch.ones_like(lessons.labels, dtype=torch.bool))
+
+
+def _current_lessons(teacher: Teacher, labels: Indices, per_image: int) -> LessonBatch:
+    """Noised current images under these labels; their targets are to be replaced."""
+    labels = labels.repeat_interleave(per_image)
+    images = teacher.images_for(len(labels))
+    schedule = teacher.generator.schedule
+    return noised_lessons(schedule, images, labels, teacher.rng, InputSource.CURRENT)
+
+
+def _stopped_run(teacher: Teacher, labels: Indices, position: Float[Tensor, " b"]) -> Trajectory:
+    """Reverse runs in which the generator is not called beyond each run's last state.
+
+    What the trajectory holds there is void. Positions of the last states are in [0, 1) from the
+    noisy end.
+    """
+    generator, rng = teacher.generator, teacher.rng
+    noise, timesteps = draw_start(generator, len(labels), teacher.num_inference_steps, rng)
+    node = steps_at(interval_widths(timesteps), position[:, None])
+    last_t = timesteps.gather(0, node.T)[0]
+    denoiser = teacher.guide or generator
+
+    def stopping(x_t: Images, t: Indices, labels: Indices) -> GuidedPrediction:
+        raw, guided = torch.zeros_like(x_t), torch.zeros_like(x_t)
+        running = t >= last_t
+        if running.any():
+            answer = as_guided(denoiser(x_t[running], t[running], labels[running]))
+            raw[running], guided[running] = answer
+        return GuidedPrediction(raw, guided)
+
+    schedule, sampler = generator.schedule, teacher.sampler
+    return sample(stopping, schedule, noise, labels, timesteps, rng, sampler=sampler)

@@ -1,110 +1,92 @@
-"""CGGD, class-guided generative distillation: replay that holds each old class equally often.
+"""CGGD, class-guided generative distillation: each old class is generated equally often.
 
 The network is class-conditional and the labels are drawn balanced
-(:func:`avalanche_magd.sampling.balanced_labels`), so nothing has to be steered for the balance. On
-top, two kinds of guidance can sharpen the classes; they only decide which states a run visits, and
-the lessons' targets stay unguided.
-
-* *Classifier-free*: the prediction is pushed away from the one without a class, ``f + (s − 1)(f −
-  f_null)`` with s = ``guidance_scale``; s = 1 changes nothing. It doubles the forwards of a run,
-  and the network must know the null label: a tenth of all lessons are taught without a class.
-* *By a classifier*, the solver of the past: the clean image x̂_0 is moved towards its class, by ``s
-  σ² ∇ log p(y | x̂_0)`` with σ² = 1/SNR and s = ``classifier_scale``; s = 0 changes nothing. This
-  is the guided ``ε̂ − s √(1−ᾱ) ∇ log p(y | x_t)``, whose gradient takes x̂_0 as ``(x_t − √(1−ᾱ) ε̂)
-  / √ᾱ`` with ε̂ held fixed, so that the denoiser needs no backward. Where σ exceeds
-  :data:`LARGEST_SIGMA`, x̂_0 says too little and is left alone.
+(:func:`~avalanche_magd.diffusion.sampling.balanced_labels`), so the balance needs no guidance. On
+top, two kinds of guidance (:mod:`avalanche_magd.diffusion.guidance`) can sharpen the classes. For
+classifier-free guidance the network must know the null label: a tenth of all lessons are taught
+without a class.
 
 References:
-    MAGD's published abstract; Gao & Liu 2023, *DDGR* (classifier guidance for replay).
-    Ho & Salimans 2022, *Classifier-free diffusion guidance*.
-    Dhariwal & Nichol 2021, *Diffusion models beat GANs on image synthesis*, algorithm 2.
+    MAGD's published abstract. Gao & Liu 2023, *DDGR: continual learning with deep diffusion-based
+    generative replay*, ICML (classifier guidance for replay).
 """
 
-from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from avalanche_magd.classes import NULL_LABEL
-from avalanche_magd.sampling import Denoiser
-from avalanche_magd.schedule import NoiseSchedule
+from avalanche_magd.diffusion.generator import DiffusionGenerator
+from avalanche_magd.diffusion.guidance import (
+    Classifier,
+    ClassifierFreeGuidance,
+    ClassifierGuidance,
+    GuidedDenoiser,
+)
+from avalanche_magd.diffusion.label_map import NULL_LABEL
+from avalanche_magd.runtime.validation import check_number
 
-LABEL_DROPOUT = 0.1
-LARGEST_SIGMA = 5.0
-
-Classifier = Callable[[Float[Tensor, "b c h w"], list[int]], Float[Tensor, "b n"]]
-"""Logits of images in [−1, 1] over the given classes, in their order."""
-
-
-class ClassifierFreeGuidance:
-    """Steers a run towards its class and away from "no class".
-
-    Args:
-        denoiser: asked for the prediction without a class.
-        guidance_scale: s; 1 is no guidance, larger is sharper and less diverse.
-    """
-
-    def __init__(self, denoiser: Denoiser, guidance_scale: float) -> None:
-        self.denoiser = denoiser
-        self.guidance_scale = guidance_scale
-
-    def __call__(
-        self,
-        prediction: Float[Tensor, "b c h w"],
-        x_t: Float[Tensor, "b c h w"],
-        t: Int[Tensor, " b"],
-        labels: Int[Tensor, " b"],
-    ) -> Float[Tensor, "b c h w"]:
-        """The guided prediction; one more forward per image."""
-        null_prediction = self.denoiser(x_t, t, torch.full_like(labels, NULL_LABEL))
-        return null_prediction + self.guidance_scale * (prediction - null_prediction)
+LABEL_DROPOUT: Final = 0.1
+"""Share of lessons without a class, where classifier-free guidance needs them."""
 
 
-class ClassifierGuidance:
-    """Steers a run towards what a classifier takes for its class.
+@dataclass(frozen=True)
+class CGGD:
+    """What a generator is conditioned on when it generates old classes.
 
     Args:
-        classifier: of clean images; differentiable.
-        classes: the old classes, to which its answer is confined.
-        schedule: noise levels, and what a prediction means.
-        classifier_scale: s; 0 is no guidance.
+        conditional: whether the network is given classes. If not, the solver of the past
+            classifies what was generated.
+        guidance_scale: strength of classifier-free guidance; 1 is none.
+        classifier_scale: strength of guidance by the solver of the past; 0 is none.
+
+    Raises:
+        ValueError: a scale is out of range, or there is guidance without classes.
     """
 
-    def __init__(
-        self,
-        classifier: Classifier,
-        classes: list[int],
-        schedule: NoiseSchedule,
-        classifier_scale: float,
-    ) -> None:
-        self.classifier = classifier
-        self.classes = classes
-        self.schedule = schedule
-        self.classifier_scale = classifier_scale
+    conditional: bool = True
+    guidance_scale: float = 1.0
+    classifier_scale: float = 0.0
 
-    def __call__(
-        self,
-        prediction: Float[Tensor, "b c h w"],
-        x_t: Float[Tensor, "b c h w"],
-        t: Int[Tensor, " b"],
-        labels: Int[Tensor, " b"],
-    ) -> Float[Tensor, "b c h w"]:
-        """The guided prediction; one forward and one backward of the classifier per image."""
-        variance = 1 / self.schedule.snr(t).view(-1, 1, 1, 1)
-        step = self.classifier_scale * variance * (variance <= LARGEST_SIGMA**2)
-        x_0 = self.schedule.denoised(prediction, x_t, t).clamp(-1, 1)
-        column = torch.searchsorted(torch.tensor(self.classes, device=labels.device), labels)
-        with torch.enable_grad():
-            seen = x_0.detach().requires_grad_()
-            loss = cross_entropy(self.classifier(seen, self.classes), column, reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, seen)
-        # Where nothing is moved the prediction stays what it is, bit by bit.
-        guided = self.schedule.prediction(x_0 - step.to(x_0) * gradient, x_t, t)
-        return torch.where(step > 0, guided, prediction)
+    def __post_init__(self) -> None:
+        check_number("guidance_scale", self.guidance_scale, at_least=1, at_most=100)
+        check_number("classifier_scale", self.classifier_scale, at_least=0, at_most=100)
+        if not self.conditional and (self.guidance_scale > 1 or self.classifier_scale):
+            raise ValueError(
+                "Guidance is towards a class: conditional=False leaves none to steer to."
+            )
+
+    @property
+    def needs_solver(self) -> bool:
+        """Whether the solver of the past is called."""
+        return self.classifier_scale > 0 or not self.conditional
+
+    @property
+    def null_share(self) -> float:
+        """The share of lessons that are taught without a class."""
+        if not self.conditional:
+            return 1.0
+        return LABEL_DROPOUT if self.guidance_scale > 1 else 0.0
+
+    def network_labels(self, labels: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """The labels that the network is given for images of these classes."""
+        return labels if self.conditional else torch.full_like(labels, NULL_LABEL)
+
+    def guide(
+        self, generator: DiffusionGenerator, classes: list[int], classifier: Classifier | None
+    ) -> GuidedDenoiser | None:
+        """The generator with guidance around it, towards these classes; ``None`` without."""
+        free = ClassifierFreeGuidance(generator, self.guidance_scale)
+        if not self.classifier_scale:
+            return None if self.guidance_scale == 1 else free
+        assert classifier is not None
+        inner = generator if self.guidance_scale == 1 else free
+        scale = self.classifier_scale
+        return ClassifierGuidance(inner, generator.schedule, classifier, classes, scale)
 
 
-def without_class(count: int, share: float, rng: torch.Generator) -> Bool[Tensor, " {count}"]:
-    """Which lessons are taught with the null label: that share of them."""
+def null_mask(count: int, share: float, rng: torch.Generator) -> Bool[Tensor, " {count}"]:
+    """Which of so many lessons are taught without a class: that share of them."""
     return torch.rand(count, generator=rng, device=rng.device) < share

@@ -3,12 +3,12 @@
 Distillation matches functions: whatever the law of its inputs, the student's optimum is the
 teacher's output there. So each noisy state that a teacher passed through, with its own timestep
 and label, is a valid input, and the target, the teacher's raw output, was computed by the run
-itself: one network forward per lesson. Noising finished images again and asking the teacher costs
-K + 1 forwards.
+itself: one network forward per lesson. Noising finished images again and calling the teacher on
+them costs K + 1 forwards.
 
 The states must never be regressed on drawn noise: they are not samples of the forward process.
 
-Grid nodes crowd near t = 0. A lesson's weight is the length of the stretch of t that it stands for
+Grid nodes crowd near t = 0. A lesson's weight is the width of the interval of t that it stands for
 (trapezoidal rule), so that drawing lessons by weight spreads them evenly over t, as training on
 real images is.
 
@@ -18,42 +18,39 @@ References:
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from avalanche_magd.distillation.batch import Input, LessonBatch
-from avalanche_magd.sampling import Trajectory, steps_at, stretches
+from avalanche_magd.diffusion.sampling import Trajectory, interval_widths, steps_at
+from avalanche_magd.distillation.lessons import InputSource, LessonBatch
 
 
 def trajectory_lessons(
-    trajectory: Trajectory, kept: int, rng: torch.Generator
-) -> tuple[LessonBatch, Float[Tensor, " n"]]:
-    """The states of a run as lessons, with their free targets, and the weight of each.
+    trajectory: Trajectory, lessons_per_image: int, rng: torch.Generator
+) -> LessonBatch:
+    """The states of a run as lessons, with the targets that the run computed.
 
-    Args:
-        trajectory: of k states and b images.
-        kept: lessons per image, at most k. Fewer are drawn, each state in proportion to the
-            stretch of t that it stands for; then all weigh the same.
-        rng: source of that choice.
+    Where fewer lessons per image are wanted than there are states, they are drawn, each state in
+    proportion to the width of its interval of t; then all weigh the same.
 
     Returns:
-        b·kept lessons, those of an image next to one another, and weights that sum to T − 1 over
-        those of each.
+        The lessons, those of an image next to one another, with weights that sum to T − 1.
     """
-    length, count = stretches(trajectory.timesteps), len(trajectory.labels)
-    device = length.device
-    if kept == len(length):
-        step = torch.arange(kept, device=device).expand(count, -1)
-        weights = length.T
+    widths, count = interval_widths(trajectory.timesteps), len(trajectory.labels)
+    device = widths.device
+    if lessons_per_image == len(widths):
+        step = torch.arange(lessons_per_image, device=device).expand(count, -1)
+        weight = widths.T
     else:
-        jitter = torch.rand(count, kept, generator=rng, device=device)
-        step = steps_at(length, (torch.arange(kept, device=device) + jitter) / kept)
-        weights = (length.sum(0) / kept)[:, None].expand(-1, kept)
-    return lessons_at(trajectory, step), weights.flatten()
+        jitter = torch.rand(count, lessons_per_image, generator=rng, device=device)
+        stratum = torch.arange(lessons_per_image, device=device)
+        step = steps_at(widths, (stratum + jitter) / lessons_per_image)
+        weight = (widths.sum(0) / lessons_per_image)[:, None].expand(-1, lessons_per_image)
+    return lessons_at(trajectory, step)._replace(weight=weight.flatten())
 
 
 def lessons_at(trajectory: Trajectory, step: Int[Tensor, "b n"]) -> LessonBatch:
-    """The states of b runs at n steps each, those of a run next to one another."""
+    """The states of b runs at n steps each, those of a run next to one another; equal weights."""
     index = (step, torch.arange(len(step), device=step.device)[:, None])
     t = trajectory.timesteps[index].flatten()
     return LessonBatch(
@@ -61,5 +58,6 @@ def lessons_at(trajectory: Trajectory, step: Int[Tensor, "b n"]) -> LessonBatch:
         t,
         trajectory.labels.repeat_interleave(step.shape[1]),
         trajectory.outputs[index].flatten(0, 1),
-        torch.full_like(t, Input.STATE, dtype=torch.int8),
+        torch.full_like(t, InputSource.STATE, dtype=torch.int8),
+        torch.ones_like(t, dtype=torch.float32),
     )

@@ -3,14 +3,14 @@
 The finished images are the solver's replay; the states, timesteps, labels and raw outputs on the
 way are the student's lessons. Training loops only draw from it.
 
-A pool has a fixed number of slots, one for each image and its k lessons. A pass may fill all of
-them or a few: then it takes empty ones first, and after that the oldest of the class that has
-most, so that the pool stays balanced and young.
+A pool has a fixed number of slots, one for each image and its lessons. A pass that fills a few
+takes empty ones first, and after that the oldest of the class that has most, so that the pool
+stays balanced and young.
 
 Each class weighs the same, however many images it has. Draws are stratified: the unit interval is
 cut into as many strata as there are rows to draw, and each draws one row by the rows' cumulative
-weight. As lessons are taken in the order of their timesteps and images in that of their classes,
-each draw is spread evenly over both.
+weight. Lessons lie in the order of their timesteps, images in that of their classes, so that each
+draw is spread evenly over both.
 """
 
 from collections import Counter, defaultdict, deque
@@ -18,31 +18,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from avalanche_magd.distillation.batch import LessonBatch, rows_of
-from avalanche_magd.distillation.room import room_for
+from avalanche_magd.distillation.lessons import LessonBatch, rows_of
+from avalanche_magd.runtime.memmap import allocate
 
 
 class Pool:
-    """Generated images with their classes, and lessons with their weights.
+    """Generated images with their classes, and their lessons.
 
     Args:
         size: number of slots.
-        lessons_per_image: k; may be 0.
+        lessons_per_image: lessons of each slot; may be 0.
         image_shape: channels, height and width.
-        device: where it lives.
+        device: where the pool is.
         latent_shape: of a lesson's x_t and target. Default: that of an image.
-        folder: where images and lessons are kept instead, in files that are gone with the pool;
-            what is drawn still comes to the device. Default: none.
+        folder: where images and lessons are kept instead, in unlinked temporary files; what is
+            drawn still comes to the device. Default: none.
 
     Attributes:
         images: finished images in the user's range, by slot.
         labels: class of each.
         classes: those that can be drawn, ascending.
-        lessons: k of each image, those of slot i at rows i·k to (i+1)·k; images in half precision.
-        weights: how much of t each lesson stands for.
+        lessons: those of slot i at rows i·k to (i+1)·k; ``x_t`` and ``target`` in half precision.
     """
 
     def __init__(
@@ -56,24 +55,24 @@ class Pool:
     ) -> None:
         rows, latent_shape = size * lessons_per_image, latent_shape or image_shape
         self.folder = folder
-        self.images = room_for((size, *image_shape), torch.float32, device, folder)
+        self.images = allocate((size, *image_shape), torch.float32, device, folder)
         self.labels = torch.zeros(size, dtype=torch.int64, device=device)
         self.lessons = LessonBatch(
-            x_t=room_for((rows, *latent_shape), torch.float16, device, folder),
+            x_t=allocate((rows, *latent_shape), torch.float16, device, folder),
             t=torch.zeros(rows, dtype=torch.int64, device=device),
             labels=torch.zeros(rows, dtype=torch.int64, device=device),
-            target=room_for((rows, *latent_shape), torch.float16, device, folder),
-            kind=torch.zeros(rows, dtype=torch.int8, device=device),
+            target=allocate((rows, *latent_shape), torch.float16, device, folder),
+            source=torch.zeros(rows, dtype=torch.int8, device=device),
+            weight=torch.zeros(rows, device=device),
         )
-        self.weights = torch.zeros(rows, device=device)
-        # The pass that filled a slot; 0 while it is empty.
-        self._born = torch.zeros(size, dtype=torch.int64, device=device)
-        self.sort()
+        # The pass that filled a slot; 0 while it is empty, −1 until its pass has ended.
+        self._pass = torch.zeros(size, dtype=torch.int64, device=device)
+        self.end_pass()
 
     @property
     def counts(self) -> Counter[int]:
         """How many images there are of each class."""
-        return Counter(self.labels[self._born != 0].tolist())
+        return Counter(self.labels[self._pass != 0].tolist())
 
     @property
     def nbytes(self) -> int:
@@ -84,25 +83,28 @@ class Pool:
 
     @property
     def lessons_per_image(self) -> int:
-        """How many lessons each slot has room for."""
-        return len(self.weights) // len(self.labels)
+        """How many lessons each slot has."""
+        return len(self.lessons.t) // len(self.labels)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A pool that was saved is put on disk again, if it was there."""
         vars(self).update(state)
         if self.folder is not None:
             self.images = _on_disk(self.images, self.folder)
-            x_t, target = (_on_disk(self.lessons[i], self.folder) for i in (0, 3))
-            self.lessons = self.lessons._replace(x_t=x_t, target=target)
+            self.lessons = self.lessons._replace(
+                x_t=_on_disk(self.lessons.x_t, self.folder),
+                target=_on_disk(self.lessons.target, self.folder),
+            )
 
     def slots_for(self, labels: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-        """Where new images of these classes go: no more of them than the pool has slots."""
-        born = self._born.tolist()
-        slots = deque(slot for slot, age in enumerate(born) if age == 0)
+        """Where new images of these classes go: at most as many as the pool has slots."""
+        passes = self._pass.tolist()
+        slots = deque(slot for slot, number in enumerate(passes) if number == 0)
         counts = self.counts + Counter(labels.tolist())
         oldest: dict[int, deque[int]] = defaultdict(deque)
-        for slot, label in sorted(enumerate(self.labels.tolist()), key=lambda row: born[row[0]]):
-            if born[slot] > 0:
+        by_age = sorted(enumerate(self.labels.tolist()), key=lambda row: passes[row[0]])
+        for slot, label in by_age:
+            if passes[slot] > 0:
                 oldest[label].append(slot)
         while len(slots) < len(labels):
             largest = max((label for label in oldest if oldest[label]), key=counts.__getitem__)
@@ -115,31 +117,26 @@ class Pool:
         slots: Int[Tensor, " n"],
         images: Float[Tensor, "n c h w"],
         labels: Int[Tensor, " n"],
-        lessons: tuple[LessonBatch, Float[Tensor, " m"]] | None = None,
+        lessons: LessonBatch | None = None,
     ) -> None:
-        """Fill slots; afterwards, once for all slots of a pass, :meth:`sort`.
+        """Fill slots; :meth:`end_pass` follows once all slots of a pass are filled.
 
-        Args:
-            slots: to fill.
-            images: of each slot, in the user's range.
-            labels: of each image.
-            lessons: k of each image, those of an image next to one another, and their weights.
+        Lessons are as many of each image as a slot has, those of an image next to one another.
         """
         self.images[slots.to(self.images.device)] = images.to(self.images.device)
         self.labels[slots] = labels
-        self._born[slots] = -1
+        self._pass[slots] = -1
         if lessons is None:
             return
         each = self.lessons_per_image
         rows = (slots[:, None] * each + torch.arange(each, device=slots.device)).flatten()
-        for column, values in zip(self.lessons, lessons[0], strict=True):
+        for column, values in zip(self.lessons, lessons, strict=True):
             column[rows.to(column.device)] = values.to(column)
-        self.weights[rows] = lessons[1]
 
-    def sort(self) -> None:
-        """End a pass: what it wrote can be drawn."""
-        self._born[self._born < 0] = self._born.max().clamp(min=0) + 1
-        filled = (self._born > 0).nonzero()[:, 0]
+    def end_pass(self) -> None:
+        """Make what the pass wrote available to draws."""
+        self._pass[self._pass < 0] = self._pass.max().clamp(min=0) + 1
+        filled = (self._pass > 0).nonzero()[:, 0]
         classes, class_index, counts = torch.unique(
             self.labels[filled], return_inverse=True, return_counts=True
         )
@@ -149,10 +146,10 @@ class Pool:
         self._cumulative_images = (1 / counts.double())[class_index[by_label]].cumsum(0)
         share = torch.zeros(len(self.labels), dtype=torch.float64, device=self.labels.device)
         share[filled] = 1 / counts.double()[class_index]
-        weights = self.weights * share.repeat_interleave(self.lessons_per_image)
-        written = weights.nonzero()[:, 0]
+        weight = self.lessons.weight * share.repeat_interleave(self.lessons_per_image)
+        written = weight.nonzero()[:, 0]
         self._by_t = written[self.lessons.t[written].argsort(stable=True)]
-        self._cumulative_lessons = weights[self._by_t].cumsum(0)
+        self._cumulative_lessons = weight[self._by_t].cumsum(0)
 
     def draw_lessons(self, count: int, rng: torch.Generator) -> LessonBatch:
         """Lessons spread evenly over t and classes, in single precision."""
@@ -160,7 +157,7 @@ class Pool:
         return self.lessons.rows(self._by_t[index]).cast(torch.float32)
 
     def images_of(self, slots: Int[Tensor, " n"]) -> Float[Tensor, "n c h w"]:
-        """Images in these slots, on their device."""
+        """Images in these slots, on the slots' device."""
         return rows_of(self.images, slots)
 
     def draw_slots(self, count: int, rng: torch.Generator) -> Int[Tensor, " {count}"]:
@@ -170,22 +167,12 @@ class Pool:
     def drop_lessons(self) -> None:
         """Keep the images alone."""
         self.lessons = self.lessons.rows(self._by_t[:0])
-        self.weights, self._by_t = self.weights[:0].clone(), self._by_t[:0].clone()
+        self._by_t = self._by_t[:0].clone()
         self._cumulative_lessons = self._cumulative_lessons[:0].clone()
-
-    def select(self, chosen: Bool[Tensor, " n"]) -> None:
-        """Draw only chosen images from now on; a class without any keeps all of its own."""
-        kept = chosen[self._by_label]
-        labels = self.labels[self._by_label]
-        kept |= ~torch.isin(labels, labels[kept])
-        self._by_label = self._by_label[kept]
-        counts = self.labels[self._by_label].bincount().double()
-        self._cumulative_images = (1 / counts[self.labels[self._by_label]]).cumsum(0)
 
 
 def _on_disk(tensor: Tensor, folder: str | Path) -> Tensor:
-    room = room_for(tuple(tensor.shape), tensor.dtype, tensor.device, folder)
-    return room.copy_(tensor)
+    return allocate(tuple(tensor.shape), tensor.dtype, tensor.device, folder).copy_(tensor)
 
 
 def stratified_draw(
@@ -193,10 +180,7 @@ def stratified_draw(
 ) -> Int[Tensor, " {count}"]:
     """Rows drawn in proportion to their weight, one per stratum of the unit interval.
 
-    Args:
-        cumulative: running sum of positive weights.
-        count: rows to draw; a row can come more than once.
-        rng: source of randomness, on the device of ``cumulative``.
+    A row can come more than once. ``cumulative`` is the running sum of positive weights.
     """
     strata = torch.arange(count, device=cumulative.device)
     jitter = torch.rand(count, generator=rng, device=cumulative.device, dtype=torch.float64)

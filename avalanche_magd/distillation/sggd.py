@@ -5,31 +5,15 @@ noise (SNR above ``high``) denoising is local detail that classes share. There, 
 = (low, high)``, an image of the *current* experience, noised to t, serves as well: it is labelled
 with an old class, and the teacher says what to answer.
 
-How little signal is little enough depends on the data: two sources whose images differ by a
-distance W are told apart at t by at most ``½ SNR W²`` nats, and images differ most along the
-direction of their largest variance λ_max. The *safe* band keeps ``λ_max SNR`` below
-:data:`SAFE_SIGNAL` where current images serve, and has no upper end.
-
 References:
     MAGD's published abstract (an SNR analysis decides the source by timestep).
 """
-
-import math
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 SnrBand = tuple[float, float]
-SAFE_SIGNAL = 0.25
-
-
-def safe_band(images: Float[Tensor, "n c h w"]) -> SnrBand:
-    """The band below which sources cannot be told apart, from images in [−1, 1]."""
-    centred = images.flatten(1) - images.flatten(1).mean(0)
-    largest = torch.linalg.matrix_norm(centred, 2).square() / len(images)
-    return SAFE_SIGNAL / max(largest.item(), 1e-6), math.inf
 
 
 def outside_band(snr: Float[Tensor, " n"], snr_band: SnrBand | None) -> Bool[Tensor, " n"]:
@@ -45,17 +29,17 @@ def outside_band(snr: Float[Tensor, " n"], snr_band: SnrBand | None) -> Bool[Ten
     return (snr < low) | (snr > high)
 
 
-def check_snr_band(snr_band: SnrBand | Literal["safe"] | None) -> None:
-    """Refuse a band that is neither ``"safe"`` nor ``0 ≤ low < high``.
+def check_snr_band(snr_band: SnrBand | None) -> None:
+    """Refuse a band that is not ``0 ≤ low < high``.
 
     Raises:
         ValueError: the ends are missing, negative, not numbers, or not in order.
     """
-    if snr_band is None or snr_band == "safe":
+    if snr_band is None:
         return
     pair = isinstance(snr_band, (tuple, list)) and len(snr_band) == 2
     if not pair or not 0 <= snr_band[0] < snr_band[1]:
         raise ValueError(
-            "snr_band must be a pair of signal-to-noise ratios with 0 ≤ low < high, 'safe', or "
-            f"None; got {snr_band!r}."
+            "snr_band must be a pair of signal-to-noise ratios with 0 ≤ low < high, or None; got "
+            f"{snr_band!r}."
         )

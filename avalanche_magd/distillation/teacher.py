@@ -1,85 +1,171 @@
-"""The teacher: a running average of the student's weights.
+"""The teacher: the generator as it was before an experience, and what it can be asked.
 
-Averaged weights generate better images than the last ones do. After each step ``θ_T ← m θ_T + (1 −
-m) θ_S``; early on m is smaller, ``min(m, (1 + n) / (10 + n))`` after n steps, so that the average
-does not remember where it started. Between trainings the generator is its own teacher: the average
-stands in the network. What becomes of the student's own weights decides who trains: after a whole
-experience they are dropped, and no second copy is kept; on an online stream they wait here and go
-on with the next few images.
-
-Only parameters that learn (``requires_grad``) are averaged. Frozen ones, such as those of a large
-network whose adapters are taught, exist once, for student, average and teacher.
+It generates old classes by reverse runs, and says what it predicts at any lesson's input. A *mode*
+of distillation is a function of it: it chooses the lessons' inputs and where their targets come
+from.
 """
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from avalanche_magd.diffusion.generator import DiffusionGenerator
+from avalanche_magd.diffusion.guidance import Classifier, GuidedDenoiser
+from avalanche_magd.diffusion.label_map import NULL_LABEL
+from avalanche_magd.diffusion.samplers import Sampler
+from avalanche_magd.diffusion.sampling import (
+    DEFAULT_SAMPLER,
+    Trajectory,
+    inference_batch_size,
+    reverse_runs,
+)
+from avalanche_magd.diffusion.schedule import Images, Indices
+from avalanche_magd.distillation.cggd import CGGD, null_mask
+from avalanche_magd.distillation.lessons import LessonBatch
+
+CurrentImages = Callable[[int, torch.Generator], Images]
+"""That many images of the current experience, drawn at random, in [−1, 1]."""
 
 
-class EmaTeacher:
-    """Exponential moving average of parameters, kept outside the module that owns them.
+def drawn_from(dataset: Any, generator: DiffusionGenerator) -> CurrentImages:
+    """Images of a dataset in evaluation mode, as the generator sees them."""
 
-    Args:
-        parameters: those of the student; the average starts from the values of those that learn.
-        decay: m, the weight of the past, in [0, 1); 0 follows the student.
+    def draw(count: int, rng: torch.Generator) -> Images:
+        rows = torch.randint(len(dataset), (count,), generator=rng, device=rng.device)
+        images = torch.stack([dataset[row][0] for row in rows.tolist()])
+        return generator.pixel_range.normalize(images.float().to(rng.device))
+
+    return draw
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A generator in the role of the teacher.
 
     Attributes:
-        student: the parameters that learn, in the order of the network.
-        average: their averages; while :attr:`teaching`, the student's weights.
-        steps: steps averaged so far.
-        teaching: whether the average stands in the network.
-
-    Raises:
-        ValueError: no parameter learns.
+        generator: as it was taught so far.
+        classes: old classes that it shall generate, ascending.
+        rng: source of randomness, on the generator's device.
+        num_inference_steps: K, network calls per image.
+        sampler: what steps through reverse runs.
+        guidance: what the runs are conditioned on.
+        classifier: the solver of the past, where the guidance calls it.
+        current_images: of the current experience; ``None`` between experiences.
+        run: a run that was made already, which :meth:`trajectories` then gives.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
-        self.student = learning(parameters)
-        if not self.student:
-            raise ValueError(
-                "All of the generator's parameters are frozen: add adapters, or leave "
-                "requires_grad on for those that shall learn."
-            )
-        self.average: list[Tensor] = [parameter.detach().clone() for parameter in self.student]
-        self.decay = decay
-        self.steps = 0
-        self.teaching = False
+    generator: DiffusionGenerator
+    classes: list[int]
+    rng: torch.Generator
+    num_inference_steps: int = 10
+    sampler: Sampler = DEFAULT_SAMPLER
+    guidance: CGGD = field(default_factory=CGGD)
+    classifier: Classifier | None = None
+    current_images: CurrentImages | None = None
+    run: Trajectory | None = None
 
-    @torch.no_grad()
-    def update(self) -> None:
-        """Take one step towards the student's present weights."""
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        self.steps += 1
-        torch._foreach_lerp_(self.average, self.student, 1 - decay)
+    @property
+    def guide(self) -> GuidedDenoiser | None:
+        """The generator with guidance around it; ``None`` if there is none."""
+        return self.guidance.guide(self.generator, self.classes, self.classifier)
 
-    def teach(self) -> None:
-        """Put the average into the network; the student's weights wait here."""
-        if not self.teaching:
-            self._exchange()
+    def trajectories(self, labels: Indices) -> Trajectory:
+        """Reverse runs, as one batch, of labels as the network is given them."""
+        if self.run is not None:
+            return self.run
+        runs = reverse_runs(
+            self.generator,
+            labels,
+            self.num_inference_steps,
+            self.rng,
+            sampler=self.sampler,
+            guide=self.guide,
+            batch_size=len(labels),
+        )
+        return next(runs)
 
-    @torch.no_grad()
-    def learn(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Put the student's weights back into the network, whose classes may have become more.
+    def images(self, labels: Int[Tensor, " n"]) -> Float[Tensor, "n c h w"]:
+        """Images of these classes in the user's range, made as those of a pool are."""
+        generator, told = self.generator, self.guidance.network_labels(labels)
+        batch_size = inference_batch_size(generator.latent_shape, self.rng.device, generator)
+        with generator.frozen():
+            runs = [self.trajectories(each) for each in torch.split(told, batch_size)]
+            return torch.cat([generator.pixel_range.denormalize(run.images) for run in runs])
+
+    def classify(self, images: Images) -> Int[Tensor, " b"]:
+        """The old class that the solver of the past sees in each image, in [−1, 1]."""
+        assert self.classifier is not None
+        best = self.classifier(images, self.classes).argmax(1)
+        return torch.tensor(self.classes, device=best.device)[best]
+
+    def outcome(self, labels: Indices, mode: "Mode | None", per_image: int) -> dict[str, Tensor]:
+        """What the run that was made leaves for a pool, by name.
 
         Args:
-            parameters: of the network as it is now.
+            labels: classes that were asked for.
+            mode: which lessons; ``None`` for none.
+            per_image: as many lessons; may be 0.
+
+        Returns:
+            ``images`` in the user's range, ``classes``, and the columns of the lessons, if any.
         """
-        if not self.teaching:
-            return
-        self.student = learning(parameters)
-        for index, parameter in enumerate(self.student):
-            waiting = self.average[index]
-            if waiting.shape != parameter.shape:
-                self.average[index] = torch.cat([waiting, parameter[len(waiting) :]])
-        self._exchange()
+        assert self.run is not None
+        images = self.generator.pixel_range.denormalize(self.run.images)
+        found = {"images": images, "classes": labels}
+        if not self.guidance.conditional:
+            found["classes"] = self.classify(self.run.images)
+        if mode is not None and per_image:
+            lessons = mode(self, self.run.labels, per_image)
+            found |= lessons.cast(torch.float16)._asdict()
+        return found
 
-    def _exchange(self) -> None:
-        for index, parameter in enumerate(self.student):
-            self.average[index], parameter.data = parameter.data, self.average[index]
-        self.teaching = not self.teaching
+    def images_for(self, count: int) -> Images:
+        """That many images of the current experience, in [−1, 1]."""
+        if self.current_images is None:
+            raise RuntimeError("There is no current experience to take images from.")
+        return self.current_images(count, self.rng)
+
+    def drop_labels(self, lessons: LessonBatch) -> tuple[LessonBatch, Bool[Tensor, " n"]]:
+        """Lessons of which a share loses its class, if guidance needs that, and a mask of it."""
+        dropped = null_mask(len(lessons.t), self.guidance.null_share, self.rng)
+        dropped &= lessons.labels != NULL_LABEL
+        return lessons._replace(labels=lessons.labels.masked_fill(dropped, NULL_LABEL)), dropped
+
+    def relabel(self, lessons: LessonBatch, mask: Bool[Tensor, " n"]) -> LessonBatch:
+        """Lessons with the teacher's own predictions as targets, one forward each.
+
+        The mask is of those whose target is missing or stale. Some lose their class first, see
+        :meth:`drop_labels`, and are added to it.
+        """
+        lessons, dropped = self.drop_labels(lessons)
+        asked = (mask | dropped).nonzero()[:, 0]
+        if not len(asked):
+            return lessons
+        target = lessons.target.clone()
+        batch_size = inference_batch_size(target.shape[1:], target.device, self.generator)
+        for index in torch.split(asked, batch_size):
+            rows = lessons.rows(index)
+            target[index] = self.generator(rows.x_t, rows.t, rows.labels)
+        return lessons._replace(target=target)
+
+    def apart_from(self, student: DiffusionGenerator) -> "Teacher":
+        """This teacher with a generator that stays as it is when the student learns.
+
+        If its generator is the student, that is a copy. Frozen parameters are shared.
+        """
+        if self.generator is not student:  # an interrupted experience has left the copy
+            return self
+        frozen = {id(each): each for each in student.parameters() if not each.requires_grad}
+        return replace(self, generator=copy.deepcopy(student, frozen))
 
 
-def learning(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """Those parameters that are not frozen."""
-    return [parameter for parameter in parameters if parameter.requires_grad]
+Mode = Callable[[Teacher, Indices, int], LessonBatch]
+"""A mode of distillation: ``(teacher, labels, lessons per image) → lessons``.
+
+The labels are those that the network is given; the lessons of an image are next to one another.
+"""

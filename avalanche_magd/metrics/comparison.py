@@ -1,7 +1,6 @@
-"""What the metrics of generation compare: real and generated images of the same classes.
+"""Real and generated images of the same classes, as seen by two networks.
 
-They are seen by two networks, one for features and one, the judge, for classes. What is kept of
-real images is their features and labels.
+One gives features, the evaluation classifier gives classes. Of real images these alone are kept.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,33 +12,34 @@ from avalanche.evaluation import PluginMetric
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from avalanche_magd.arguments import check_count
-from avalanche_magd.classes import NULL_LABEL
-from avalanche_magd.distillation.past import Past
-from avalanche_magd.metrics.judge import Judge
-from avalanche_magd.solver import past_as_it_is
+from avalanche_magd.diffusion.label_map import NULL_LABEL
+from avalanche_magd.diffusion.schedule import Images
+from avalanche_magd.distillation.teacher import Teacher
+from avalanche_magd.metrics.classifier import EvaluationClassifier
+from avalanche_magd.runtime.validation import check_count
 
 BATCH_SIZE: Final = 256
 """Images that the networks see at once."""
 
-Features = Callable[[Float[Tensor, "n c h w"]], Float[Tensor, "n d"]]
+Features = Callable[[Images], Float[Tensor, "b d"]]
 """A feature network; its images are in [0, 1]."""
+
+Key = tuple[str, int, int]
+"""A stream, an experience of it, and its number of images."""
 
 
 @dataclass(frozen=True)
 class Compared:
     """Real and generated images of the same classes, as the networks see them."""
 
-    real: Float[Tensor, "n d"]
-    """Features of real images."""
+    real: Float[Tensor, "n d"]  # features
     generated: Float[Tensor, "n d"]
-    """Features of generated images."""
     training: Float[Tensor, "m d"]
     """Features of training images of these classes; may be empty."""
     asked: Int[Tensor, " n"]
     """Class of each real image, which was asked for in the generated one."""
     seen: Int[Tensor, " n"]
-    """Class that the judge sees in each generated image."""
+    """Class that the evaluation classifier sees in each generated image."""
 
     @classmethod
     def cat(cls, parts: Sequence["Compared"]) -> "Compared":
@@ -56,47 +56,33 @@ class _Seen(NamedTuple):
     features: Tensor
 
 
+@dataclass(eq=False, repr=False)
 class Comparison(PluginMetric[None]):
     """Generates, and shows all images to the networks; emits nothing. Stands before the metrics.
 
-    Args:
-        plugin: the strategy's plugin.
-        judge: see :func:`~avalanche_magd.metrics.judge.train_judge`.
-        features: of images in [0, 1]. Default: the judge's own.
-        images: real and generated ones of each experience, at most.
-        training_images: of each experience, at most, among which copies are looked for.
-        seed: of the noise.
+    Its arguments are those of :func:`~avalanche_magd.metrics.generation_metrics`.
 
     Attributes:
         of_experience: the experience that was just evaluated; ``None`` if the generator does not
-            know its classes, or is told none.
+            know its classes, or is given none.
         of_stream: all those of this evaluation, by their index.
     """
 
-    def __init__(
-        self,
-        plugin: Any,
-        judge: Judge,
-        features: Features | None = None,
-        *,
-        images: int = 500,
-        training_images: int = 10_000,
-        seed: int = 0,
-    ) -> None:
-        super().__init__()
-        check_count("images", images, at_least=2)
-        check_count("training_images", training_images)
-        self.plugin = plugin
-        self.judge = judge
-        self.features = features
-        self.images = images
-        self.training_images = training_images
-        self.seed = seed
+    plugin: Any
+    classifier: EvaluationClassifier
+    features: Features | None = None
+    images: int = 500
+    training_images: int = 10_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_count("images", self.images, at_least=2)
+        check_count("training_images", self.training_images)
         self.of_experience: Compared | None = None
         self.of_stream: dict[int, Compared] = {}
-        self._real: dict[tuple[str, int, int], _Seen] = {}
+        self._real: dict[Key, _Seen] = {}
         self._training: dict[int, Tensor] = {}
-        self._known: dict[tuple[str, int, int], tuple[tuple[int, ...], Compared]] = {}
+        self._known: dict[Key, tuple[tuple[int, ...], Compared]] = {}
 
     def result(self) -> None:
         """Nothing by itself."""
@@ -107,16 +93,17 @@ class Comparison(PluginMetric[None]):
 
     def before_training_exp(self, strategy: Any) -> None:
         """Look at training images, without augmentation."""
-        generator = self.plugin.generator
-        if generator is None:
+        if self.plugin.generator is None:
             return
-        with self.plugin.cost.evaluation.measure(generator):
+        with self.plugin.cost.measure(self.plugin.cost.evaluation, self.plugin.generator):
             part = self._look(strategy.experience.dataset, self.training_images)
-            numbers = self.judge.numbers_of(part.labels, part.tasks)
-            for number in sorted(set(numbers.tolist())):
-                known = self._training.get(number, part.features[:0])
-                new = part.features[numbers == number]
-                self._training[number] = torch.cat([known, new])[: self.training_images]
+            ids = self.classifier.ids_of(part.labels, part.tasks)
+            for each in sorted(set(ids.tolist())):
+                features = [
+                    self._training.get(each, part.features[:0]),
+                    part.features[ids == each],
+                ]
+                self._training[each] = torch.cat(features)[: self.training_images]
 
     def before_eval(self, strategy: Any) -> None:
         """A new evaluation."""
@@ -125,51 +112,41 @@ class Comparison(PluginMetric[None]):
     def after_eval_exp(self, strategy: Any) -> None:
         """Compare the experience."""
         self.of_experience = None
-        past = past_as_it_is(self.plugin, strategy, self.seed)
-        if past is None:
+        teacher = self.plugin.present_teacher(strategy, self.seed)
+        if teacher is None:
             return
-        experience = strategy.experience
-        index = experience.current_experience
-        key = (experience.origin_stream.name, index, len(experience.dataset))
-        with self.plugin.cost.evaluation.measure(past.teacher):
+        experience, training = strategy.experience, self.plugin.generator_strategy
+        index, dataset = experience.current_experience, experience.dataset
+        key = (experience.origin_stream.name, index, len(dataset))
+        solver = strategy.clock.train_iterations if teacher.guidance.needs_solver else 0
+        moment = (training.clock.train_exp_counter, training.cost.training.backwards, solver)
+        with self.plugin.cost.measure(self.plugin.cost.evaluation, teacher.generator):
             if key not in self._real:
-                self._real[key] = self._look(experience.dataset, self.images)
-            training = self.plugin.generator_strategy
-            moment: tuple[int, ...] = (
-                training.clock.train_exp_counter,
-                training.cost.training.backwards,
-            )
-            if training.distillation.asks_solver:
-                moment += (strategy.clock.train_iterations,)
-            self.of_experience = self._compare(key, past, moment)
+                self._real[key] = self._look(dataset, self.images)
+            self.of_experience = self._compare(key, teacher, moment)
         if self.of_experience is not None:
             self.of_stream[index] = self.of_experience
 
-    def _compare(
-        self, key: tuple[str, int, int], past: Past, moment: tuple[int, ...]
-    ) -> Compared | None:
-        """Anew, if the generator, or a solver that steers it, has learnt since the last time."""
+    def _compare(self, key: Key, teacher: Teacher, moment: tuple[int, ...]) -> Compared | None:
+        """Anew, if the generator, or a solver that guides it, has learnt since the last time."""
         if key in self._known and self._known[key][0] == moment:
             return self._known[key][1]
-        generator, real = past.teacher, self._real[key]
-        numbers = generator.class_table.numbers_of(real.labels, real.tasks)
-        known = numbers != NULL_LABEL
+        real, device = self._real[key], teacher.generator.device
+        ids = teacher.generator.label_map.ids_of(real.labels, real.tasks)
+        known = ids != NULL_LABEL
         if not known.any():
             return None
-        wanted = numbers[known].to(generator.device)
-        generated = self.plugin.generator_strategy.distillation.images(wanted, past)
-        asked = self.judge.numbers_of(real.labels, real.tasks)[known]
-        nothing = real.features[:0]
-        trained = [self._training.get(number, nothing) for number in sorted(set(asked.tolist()))]
-        parts = torch.split(generated, BATCH_SIZE)
+        parts = torch.split(teacher.images(ids[known].to(device)), BATCH_SIZE)
+        asked = self.classifier.ids_of(real.labels, real.tasks)[known]
         with torch.no_grad():
-            logits = torch.cat([self.judge.to(generator.device)(part).cpu() for part in parts])
+            best = [self.classifier.to(device)(part).argmax(1).cpu() for part in parts]
+        classes, nothing = sorted(set(asked.tolist())), real.features[:0]
         compared = Compared(
             real.features[known],
             torch.cat([self._features_of(part) for part in parts]),
-            torch.cat(trained),
+            torch.cat([self._training.get(each, nothing) for each in classes]),
             asked,
-            torch.tensor(self.judge.class_table.numbers)[logits.argmax(1)],
+            torch.tensor(self.classifier.label_map.ids)[torch.cat(best)],
         )
         self._known[key] = (moment, compared)
         return compared
@@ -192,10 +169,7 @@ class Comparison(PluginMetric[None]):
     def _features_of(self, images: Tensor) -> Tensor:
         """On the CPU, whatever computed them."""
         if self.features is None:
-            network: Features = self.judge.to(images.device).features
-        else:
-            images = self.plugin.generator.pixel_range.to_unit(images)
-            network = self.features
-            if isinstance(network, nn.Module):
-                network.to(images.device)
-        return network(images).float().cpu()
+            return self.classifier.to(images.device).features(images).float().cpu()
+        if isinstance(self.features, nn.Module):
+            self.features.to(images.device)
+        return self.features(self.plugin.generator.pixel_range.to_unit(images)).float().cpu()

@@ -5,22 +5,18 @@ from typing import Any
 from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
 
-from avalanche_magd.cost import Cost
+from avalanche_magd.distillation.cost import Cost
 
 
 class GeneratorCost(PluginMetric[dict[str, float]]):
-    """Reports :class:`~avalanche_magd.cost.Cost` once the generator has learnt an experience.
+    """Reports :class:`~avalanche_magd.distillation.cost.Cost` when the generator has learnt.
 
-    ``EvaluationPlugin(accuracy_metrics(stream=True), GeneratorCost(plugin))``; the
-    values, one for each figure, are named ``GeneratorCost/<figure>`` and are sums since the start.
-
-    Args:
-        plugin: the strategy's :class:`~avalanche_magd.MAGDPlugin`, or a
-            :class:`~avalanche_magd.MAGDTraining`: anything with a ``cost``.
+    The values, one for each figure, are named ``GeneratorCost/<figure>`` and are sums since the
+    start. Its argument is the strategy's :class:`~avalanche_magd.MAGDPlugin`, or a
+    :class:`~avalanche_magd.MAGDTraining`: anything with a ``cost``.
     """
 
     def __init__(self, plugin: Any) -> None:
-        super().__init__()
         self.plugin = plugin
 
     def result(self) -> dict[str, float]:
@@ -46,10 +42,8 @@ class GeneratorCost(PluginMetric[dict[str, float]]):
     def before_training_exp(self, strategy: Any) -> list[MetricValue]:
         """A value for each figure."""
         step = strategy.clock.train_iterations
-        return [
-            MetricValue(self, f"{self}/{figure}", value, step)
-            for figure, value in self.result().items()
-        ]
+        found = self.result().items()
+        return [MetricValue(self, f"{self}/{figure}", value, step) for figure, value in found]
 
     def __str__(self) -> str:
         return "GeneratorCost"

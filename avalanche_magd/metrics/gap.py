@@ -9,33 +9,35 @@ Where the two differ, by bins of t:
 * *errors*: mean squared difference between a student and the denoiser, on both.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from avalanche_magd.sampling import Denoiser, reverse_runs
-from avalanche_magd.schedule import NoiseSchedule
+from avalanche_magd.diffusion.guidance import Denoiser
+from avalanche_magd.diffusion.sampling import reverse_runs
+from avalanche_magd.diffusion.schedule import Images, Indices
+
+Bins = Float[Tensor, " bins"]
 
 
 class Gap(NamedTuple):
     """Figures by bin of t, the cleanest first; NaN where a bin holds no state."""
 
-    t: Float[Tensor, " bins"]
+    t: Bins
     """Middle of each bin."""
-    spread: Float[Tensor, " bins"]
-    output: Float[Tensor, " bins"]
-    error_on_states: Float[Tensor, " bins"]
-    error_on_noised: Float[Tensor, " bins"]
+    spread: Bins
+    output: Bins
+    error_on_states: Bins
+    error_on_noised: Bins
 
 
 @torch.no_grad()
 def forward_backward_gap(
-    denoiser: Denoiser,
-    schedule: NoiseSchedule,
-    images: Float[Tensor, "n c h w"],
-    labels: Int[Tensor, " n"],
+    generator: Any,
+    images: Images,
+    labels: Indices,
     num_inference_steps: int,
     rng: torch.Generator,
     *,
@@ -45,48 +47,31 @@ def forward_backward_gap(
     """Compare the states of reverse runs with real images noised to the same timesteps.
 
     Args:
-        denoiser: the teacher; called K times on each image for the runs, and as often again.
-        schedule: its noise levels.
+        generator: the teacher; called K times on each image for the runs, and as often again.
         images: real images in [−1, 1].
         labels: class of each; the runs generate the same classes.
         num_inference_steps: K.
         rng: source of noise and grids, on the images' device.
-        student: compared with the denoiser; ``None`` for the denoiser itself, whose errors are 0.
+        student: compared with the teacher; ``None`` for the teacher itself, whose errors are 0.
         bins: of equal width over [0, T).
     """
+    schedule, start = generator.schedule, 0
     steps, sums = schedule.num_train_timesteps, torch.zeros(9, bins, dtype=torch.float64)
-    start = 0
-    shape = (images.shape[1], images.shape[2], images.shape[3])
-    for run in reverse_runs(denoiser, schedule, shape, labels, num_inference_steps, rng):
+    for run in reverse_runs(generator, labels, num_inference_steps, rng):
         count = len(run.labels)
         for state, t, output in zip(run.states, run.timesteps, run.outputs, strict=True):
             noise = torch.randn(state.shape, generator=rng, device=rng.device)
             noised = schedule.add_noise(images[start : start + count], noise, t)
-            answer = denoiser(noised, t, run.labels)
-            on_states, on_noised = torch.zeros(count), torch.zeros(count)
+            answer = generator(noised, t, run.labels)
+            of_student = (output, answer)
             if student is not None:
-                on_states = _mean_square(student(state, t, run.labels) - output)
-                on_noised = _mean_square(student(noised, t, run.labels) - answer)
-            figures = torch.stack(
-                [
-                    torch.ones(count),
-                    *(each.flatten(1).mean(1).cpu() for each in (state, noised)),
-                    *(_mean_square(each).cpu() for each in (state, noised, output, answer)),
-                    on_states.cpu(),
-                    on_noised.cpu(),
-                ]
-            )
-            sums.index_add_(1, (t * bins // steps).cpu(), figures.double())
+                of_student = (student(state, t, run.labels), student(noised, t, run.labels))
+            errors = (of_student[0] - output, of_student[1] - answer)
+            each = (state, noised, *(x.square() for x in (state, noised, output, answer, *errors)))
+            means = torch.stack([x.flatten(1).mean(1) for x in (torch.ones_like(state), *each)])
+            sums.index_add_(1, (t * bins // steps).cpu(), means.double().cpu())
         start += count
     of_states, of_noised, state, noised, output, answer, on_states, on_noised = sums[1:] / sums[0]
-    return Gap(
-        t=((torch.arange(bins) + 0.5) * steps / bins).double(),
-        spread=((state - of_states**2) / (noised - of_noised**2)).sqrt(),
-        output=(output / answer).sqrt(),
-        error_on_states=on_states,
-        error_on_noised=on_noised,
-    )
-
-
-def _mean_square(images: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
-    return images.square().flatten(1).mean(1)
+    middle = ((torch.arange(bins) + 0.5) * steps / bins).double()
+    spread = ((state - of_states**2) / (noised - of_noised**2)).sqrt()
+    return Gap(middle, spread, (output / answer).sqrt(), on_states, on_noised)

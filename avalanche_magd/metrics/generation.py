@@ -1,34 +1,40 @@
-"""Generated images against real ones, whenever Avalanche evaluates.
+r"""Generated images against real ones, whenever Avalanche evaluates.
 
 Each experience that is evaluated, and whose classes the generator has learnt, is compared with as
 many generated images of the same classes, sampled and guided as those that are replayed, from
-noise that is the same each time. A generator that is told no classes is not compared. One pass of
+noise that is the same each time. A generator that is given no classes is not compared. One pass of
 generation, and one of the feature network, serves all metrics:
 
-=================  =============================================  ==================
-metric             what it compares                               best
-=================  =============================================  ==================
-FrechetDistance    moments of features                            0
-KernelDistance     features, without the bias of few samples      0
-Precision, Recall  neighbourhoods of features                     1
-ClassKLD           class frequencies, as the judge sees them      0
-LabelAgreement     classes asked for and classes seen             1
-Novelty            distance to training images, in units of how   1; copies have 0
-                   far new real images are
-LabelCount000, …   images in which the judge sees a class         –
-=================  =============================================  ==================
+================  =================  ================================================  ====
+name              figures            what they compare                                 best
+================  =================  ================================================  ====
+frechet_distance  FrechetDistance    moments of features                               0
+kernel_distance   KernelDistance     features, without the bias of few samples         0
+precision_recall  Precision, Recall  neighbourhoods of features                        1
+novelty           Novelty            distance to training images, in units of how far  1
+                                     new real images are; 0 of copies
+labels            ClassKLD           class frequencies, as the classifier sees them    0
+\                 LabelAgreement     classes asked for and classes seen                1
+\                 LabelCount000, …   images in which the classifier sees a class       –
+samples           SampleGrid, …      pictures, see :class:`SamplePictures`             –
+losses            GeneratorLoss/…    see :class:`GeneratorLosses`                      –
+cost              GeneratorCost/…    see :class:`GeneratorCost`                        –
+================  =================  ================================================  ====
 
 Avalanche's names say where: ``…_Exp/eval_phase/test_stream/…/Exp000`` for an experience,
 ``…_Stream/eval_phase/test_stream/…`` for all images of the stream together. Two more are of the
 stream: ``FrechetDistanceAverage``, the mean over its experiences, and
 ``FrechetDistanceForgetting``, by how much those have grown that were first measured before the
-generator's newest experience.
+generator's newest experience. A figure that needs more images than there are is left out, and so
+is novelty if the real images were trained on.
 
 The metrics draw from random sources of their own: a run with them ends with the same weights as
-one without.
+one without. A new metric is a function from :class:`~avalanche_magd.metrics.comparison.Compared`
+to figures, and a line in :data:`METRICS`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -36,46 +42,40 @@ from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
 from avalanche.evaluation.metric_utils import get_metric_name
 
+from avalanche_magd.metrics.classifier import EvaluationClassifier, class_kld, label_agreement
 from avalanche_magd.metrics.comparison import Compared, Comparison, Features
 from avalanche_magd.metrics.cost import GeneratorCost
+from avalanche_magd.metrics.distances import (
+    average_distance,
+    frechet_distance,
+    generative_forgetting,
+    kernel_distance,
+    moments,
+    novelty,
+    precision_recall,
+)
 from avalanche_magd.metrics.features import InceptionFeatures
-from avalanche_magd.metrics.forgetting import average_distance, generative_forgetting
-from avalanche_magd.metrics.frechet import frechet_distance, moments
-from avalanche_magd.metrics.judge import Judge
-from avalanche_magd.metrics.kernel import kernel_distance
-from avalanche_magd.metrics.labels import class_kld, label_agreement
 from avalanche_magd.metrics.losses import GeneratorLosses
-from avalanche_magd.metrics.neighbours import novelty, precision_recall
 from avalanche_magd.metrics.samples import SamplePictures
-
-NEIGHBOURS: Final = 3
-"""Of precision and recall."""
-NAMES: Final = ("FrechetDistance", "KernelDistance")
-
-Figures = Callable[[Compared], dict[str, float]]
-"""Figures by name; none, if there are too few images for them."""
-
+from avalanche_magd.runtime.validation import check_choice
 
 _Evaluated = tuple[str, int, tuple[int, ...]]
 """A stream, an experience of it, and those of its classes that the generator knows."""
 
 
+@dataclass(eq=False, repr=False)
 class GenerationMetric(PluginMetric[dict[str, float]]):
     """Figures of each experience, and of all of a stream together.
 
     Args:
-        figures: what to compute.
+        figures: what to compute, by name; a ``ValueError`` leaves it out.
         comparison: of which images; it stands before this metric in the evaluator.
         of_experiences: whether each experience gets its own, and not the stream alone.
     """
 
-    def __init__(
-        self, figures: Figures, comparison: Comparison, *, of_experiences: bool = True
-    ) -> None:
-        super().__init__()
-        self.figures = figures
-        self.comparison = comparison
-        self.of_experiences = of_experiences
+    figures: Callable[[Compared], dict[str, float]]
+    comparison: Comparison
+    of_experiences: bool = True
 
     def result(self) -> dict[str, float]:
         """Of all experiences of the present evaluation."""
@@ -98,55 +98,43 @@ class GenerationMetric(PluginMetric[dict[str, float]]):
 
     def _figures(self, compared: Compared) -> dict[str, float]:
         plugin = self.comparison.plugin
-        with plugin.cost.evaluation.measure(plugin.generator):
-            return self.figures(compared)
+        with plugin.cost.measure(plugin.cost.evaluation, plugin.generator):
+            try:
+                return self.figures(compared)
+            except ValueError:
+                return {}
 
     def _values(self, strategy: Any, figures: dict[str, float], suffix: str) -> list[MetricValue]:
-        of_experience = suffix == "Exp"
-        return [
-            MetricValue(
-                self,
-                get_metric_name(
-                    f"{name}_{suffix}",
-                    strategy,
-                    add_experience=of_experience,
-                    add_task=of_experience,
-                ),
-                value,
-                strategy.clock.train_iterations,
-            )
-            for name, value in figures.items()
-        ]
+        step, of_experience, values = strategy.clock.train_iterations, suffix == "Exp", []
+        for short, value in figures.items():
+            name = get_metric_name(f"{short}_{suffix}", strategy, of_experience, of_experience)
+            values.append(MetricValue(self, name, value, step))
+        return values
 
 
 class FrechetDistance(GenerationMetric):
-    """The Fréchet distance; its average over experiences; by how much it has grown.
+    """The Fréchet distance; its average over experiences; by how much it has grown."""
 
-    Args:
-        name: what it is called: FID, if the features are Inception's.
-        comparison: of which images.
-    """
-
-    def __init__(self, name: str, comparison: Comparison) -> None:
-        super().__init__(partial(frechet, name), comparison)
-        self.name = name
+    def __init__(self, comparison: Comparison) -> None:
+        inception = isinstance(comparison.features, InceptionFeatures)
+        self.name = "FID" if inception else "FrechetDistance"
+        super().__init__(partial(frechet, self.name), comparison)
         self._first: dict[_Evaluated, tuple[int, float]] = {}
         self._now: dict[_Evaluated, float] = {}
 
     def before_eval(self, strategy: Any) -> None:
-        """Those that are not evaluated now are not averaged."""
+        """Experiences that are not evaluated now are not averaged."""
         self._now = {}
 
     def after_eval_exp(self, strategy: Any) -> list[MetricValue]:
         """Figures of the experience."""
         values = super().after_eval_exp(strategy)
         if values:
-            experience, value = strategy.experience, values[0].value
-            assert self.comparison.of_experience is not None
-            known = sorted(set(self.comparison.of_experience.asked.tolist()))
-            key = (experience.origin_stream.name, experience.current_experience, tuple(known))
-            self._now[key] = value
-            self._first.setdefault(key, (self._learnt, value))
+            experience, compared = strategy.experience, self.comparison.of_experience
+            known = tuple(sorted(set(compared.asked.tolist()))) if compared else ()
+            key = (experience.origin_stream.name, experience.current_experience, known)
+            self._now[key] = values[0].value
+            self._first.setdefault(key, (self._learnt, values[0].value))
         return values
 
     @property
@@ -167,102 +155,88 @@ class FrechetDistance(GenerationMetric):
 
 
 def frechet(name: str, compared: Compared) -> dict[str, float]:
-    """:func:`~avalanche_magd.metrics.frechet.frechet_distance`."""
-    if len(compared.real) < 2:
-        return {}
+    """The Fréchet distance."""
     return {name: frechet_distance(moments(compared.real), moments(compared.generated))}
 
 
 def kernel(name: str, compared: Compared) -> dict[str, float]:
-    """:func:`~avalanche_magd.metrics.kernel.kernel_distance`."""
-    if len(compared.real) < 2:
-        return {}
+    """The kernel distance."""
     return {name: kernel_distance(compared.real, compared.generated)}
 
 
 def neighbourhoods(compared: Compared) -> dict[str, float]:
-    """:func:`~avalanche_magd.metrics.neighbours.precision_recall`."""
-    if len(compared.real) <= NEIGHBOURS:
-        return {}
-    precision, recall = precision_recall(compared.real, compared.generated, NEIGHBOURS)
+    """Precision and recall, of three neighbours."""
+    precision, recall = precision_recall(compared.real, compared.generated)
     return {"Precision": precision, "Recall": recall}
 
 
 def copies(compared: Compared) -> dict[str, float]:
-    """:func:`~avalanche_magd.metrics.neighbours.novelty`; none, if test images were trained on."""
-    try:
-        return {"Novelty": novelty(compared.training, compared.real, compared.generated)}
-    except ValueError:
-        return {}
+    """Whether generated images are copies."""
+    return {"Novelty": novelty(compared.training, compared.real, compared.generated)}
 
 
 def classes(compared: Compared) -> dict[str, float]:
-    """:mod:`avalanche_magd.metrics.labels`."""
-    return {
-        "ClassKLD": class_kld(compared.asked, compared.seen),
-        "LabelAgreement": label_agreement(compared.asked, compared.seen),
-    }
+    """Which classes are seen."""
+    asked, seen = compared.asked, compared.seen
+    return {"ClassKLD": class_kld(asked, seen), "LabelAgreement": label_agreement(asked, seen)}
 
 
 def counts(compared: Compared) -> dict[str, float]:
-    """In how many generated images the judge sees each class."""
+    """In how many generated images the classifier sees each class."""
     seen = compared.seen.bincount(minlength=int(compared.asked.max()) + 1)
     return {f"LabelCount{label:03}": float(count) for label, count in enumerate(seen.tolist())}
 
 
+def _kernel_metric(comparison: Comparison) -> GenerationMetric:
+    name = "KID" if isinstance(comparison.features, InceptionFeatures) else "KernelDistance"
+    return GenerationMetric(partial(kernel, name), comparison)
+
+
+METRICS: Final[dict[str, list[Callable[[Comparison], PluginMetric[Any]]]]] = {
+    "frechet_distance": [FrechetDistance],
+    "kernel_distance": [_kernel_metric],
+    "precision_recall": [partial(GenerationMetric, neighbourhoods)],
+    "novelty": [partial(GenerationMetric, copies)],
+    "labels": [
+        partial(GenerationMetric, classes),
+        partial(GenerationMetric, counts, of_experiences=False),
+    ],
+    "samples": [lambda shown: SamplePictures(shown.plugin, seed=shown.seed)],
+    "losses": [lambda shown: GeneratorLosses(shown.plugin)],
+    "cost": [lambda shown: GeneratorCost(shown.plugin)],
+}
+"""What makes each metric, by name."""
+
+
 def generation_metrics(
     plugin: Any,
-    judge: Judge,
+    classifier: EvaluationClassifier,
     *,
     features: Features | None = None,
     images: int = 500,
     training_images: int = 10_000,
     seed: int = 0,
-    frechet_distance: bool = True,
-    kernel_distance: bool = True,
-    precision_recall: bool = True,
-    novelty: bool = True,
-    labels: bool = True,
-    samples: bool = True,
-    losses: bool = True,
-    cost: bool = True,
+    metrics: Collection[str] = tuple(METRICS),
 ) -> list[PluginMetric[Any]]:
     """Metrics of what a :class:`~avalanche_magd.MAGDPlugin` generates, for ``EvaluationPlugin``.
 
     Args:
         plugin: the strategy's plugin.
-        judge: see :func:`~avalanche_magd.metrics.judge.train_judge`.
+        classifier: see :func:`~avalanche_magd.metrics.classifier.train_evaluation_classifier`.
         features: feature network of images in [0, 1], see
-            :mod:`avalanche_magd.metrics.features`. Default: the judge's own.
+            :mod:`avalanche_magd.metrics.features`. Default: the classifier's own.
         images: real and generated ones of each experience, at most.
         training_images: of each experience, at most, among which copies are looked for.
         seed: of the noise.
-        frechet_distance: with its average over experiences and its growth.
-        kernel_distance: of features.
-        precision_recall: of features.
-        novelty: distance to training images.
-        labels: class frequencies, and whether classes are those asked for.
-        samples: pictures.
-        losses: the generator's training errors.
-        cost: network calls, seconds, bytes.
+        metrics: which, by their names in the table of this module. Default: all.
 
     Raises:
         TypeError: a number of images is no integer.
-        ValueError: ``images`` is less than two, or ``training_images`` less than one.
+        ValueError: ``images`` is less than two, ``training_images`` less than one, or a metric is
+            unknown.
     """
-    comparison = Comparison(
-        plugin, judge, features, images=images, training_images=training_images, seed=seed
-    )
-    names = ("FID", "KID") if isinstance(features, InceptionFeatures) else NAMES
-    chosen: list[tuple[bool, PluginMetric[Any]]] = [
-        (frechet_distance, FrechetDistance(names[0], comparison)),
-        (kernel_distance, GenerationMetric(partial(kernel, names[1]), comparison)),
-        (precision_recall, GenerationMetric(neighbourhoods, comparison)),
-        (novelty, GenerationMetric(copies, comparison)),
-        (labels, GenerationMetric(classes, comparison)),
-        (labels, GenerationMetric(counts, comparison, of_experiences=False)),
-        (samples, SamplePictures(plugin, seed=seed)),
-        (losses, GeneratorLosses(plugin)),
-        (cost, GeneratorCost(plugin)),
-    ]
-    return [comparison, *(metric for wanted, metric in chosen if wanted)]
+    for name in metrics:
+        check_choice("metrics", name, tuple(METRICS))
+    comparison = Comparison(plugin, classifier, features, images, training_images, seed)
+    chosen = [make for name, makers in METRICS.items() if name in metrics for make in makers]
+    return [comparison, *(make(comparison) for make in chosen)]

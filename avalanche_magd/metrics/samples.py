@@ -1,7 +1,7 @@
 """Pictures of what is generated, for Avalanche's loggers.
 
-The noise of a class is the same after each experience, and so are the timesteps of its run: what
-changes is the generator. There are none of a generator that is told no classes.
+The noise and the timesteps of a class are the same after each experience: what changes is the
+generator. There are no pictures of a generator that is given no classes.
 """
 
 from typing import Any, Final
@@ -12,16 +12,12 @@ from avalanche.evaluation.metric_results import MetricValue, TensorImage
 from avalanche.evaluation.metric_utils import get_metric_name
 from torch import Tensor
 
-from avalanche_magd.distillation.distillation import Distillation
-from avalanche_magd.distillation.past import Past
-from avalanche_magd.generator import DiffusionGenerator
-from avalanche_magd.pictures import draw_grid, to_image
-from avalanche_magd.samplers import make_sampler
-from avalanche_magd.sampling import Trajectory, jittered_grid, sample
-from avalanche_magd.solver import past_as_it_is
+from avalanche_magd.diffusion.sampling import Trajectory, jittered_grid, sample
+from avalanche_magd.distillation.teacher import Teacher
+from avalanche_magd.reporting.plotting import draw_grid, to_image
 
 MAX_ROWS: Final = 20
-"""Classes in a picture: those with the smallest numbers."""
+"""Classes in a picture: those with the smallest ids."""
 
 
 class Picture(TensorImage):
@@ -32,13 +28,10 @@ class Picture(TensorImage):
         return f"Picture({width} × {height})"
 
 
-def fixed_runs(
-    distillation: Distillation, past: Past, classes: list[int], seed: int
-) -> Trajectory:
+def fixed_runs(teacher: Teacher, classes: list[int], seed: int) -> Trajectory:
     """One reverse run for each class, from noise and a grid that only class and seed decide."""
-    generator = past.teacher
-    steps, levels = distillation.num_inference_steps, generator.schedule.num_train_timesteps
-    noise, grids = [], []
+    generator, noise, grids = teacher.generator, [], []
+    steps, levels = teacher.num_inference_steps, generator.schedule.num_train_timesteps
     for label in classes:
         # On the CPU, one class at a time: neither the device nor the other classes matter.
         rng = torch.Generator().manual_seed((seed << 32) + label)
@@ -46,21 +39,14 @@ def fixed_runs(
         grids.append(jittered_grid(steps, levels, 1, rng))
     with generator.frozen():
         return sample(
-            generator,
+            teacher.guide or generator,
             generator.schedule,
             torch.stack(noise).to(generator.device),
             torch.tensor(classes, device=generator.device),
             torch.cat(grids, 1).to(generator.device),
-            make_sampler(distillation.sampler, generator.schedule, distillation.eta, past.rng),
-            guidance=distillation.guidance(past),
+            teacher.rng,
+            sampler=teacher.sampler,
         )
-
-
-@torch.no_grad()
-def _visible(generator: DiffusionGenerator, x: Tensor) -> Tensor:
-    """What the model makes, as pixels in [0, 1]."""
-    pixel_range = generator.pixel_range
-    return pixel_range.to_unit(pixel_range.to_data(x)).cpu()
 
 
 class SamplePictures(PluginMetric[TensorImage | None]):
@@ -70,13 +56,10 @@ class SamplePictures(PluginMetric[TensorImage | None]):
     generator has learnt in between; what is forgotten, fades. ``TrajectoryStrip``: the states of
     one reverse run of each class.
 
-    Args:
-        plugin: the strategy's plugin.
-        seed: of the noise.
+    Its arguments are the strategy's plugin, and the seed of the noise.
     """
 
     def __init__(self, plugin: Any, *, seed: int = 0) -> None:
-        super().__init__()
         self.plugin = plugin
         self.seed = seed
         self._columns: dict[int, dict[int, Tensor]] = {}
@@ -88,7 +71,7 @@ class SamplePictures(PluginMetric[TensorImage | None]):
         rows = sorted({label for column in self._columns.values() for label in column})
         cells = [[column.get(label) for column in self._columns.values()] for label in rows]
         titles = [f"after {learnt}" for learnt in self._columns]
-        return Picture(to_image(draw_grid(cells, [str(label) for label in rows], titles)))
+        return Picture(to_image(draw_grid(cells, [*map(str, rows)], titles)))
 
     def reset(self) -> None:
         """Begin anew."""
@@ -96,27 +79,24 @@ class SamplePictures(PluginMetric[TensorImage | None]):
 
     def after_eval(self, strategy: Any) -> list[MetricValue]:
         """Both pictures."""
-        past = past_as_it_is(self.plugin, strategy, self.seed)
-        if past is None:
+        teacher = self.plugin.present_teacher(strategy, self.seed)
+        if teacher is None:
             return []
-        generator, training = past.teacher, self.plugin.generator_strategy
+        generator, learnt = teacher.generator, self.plugin.generator_strategy.clock
         classes = generator.classes[:MAX_ROWS]
-        with self.plugin.cost.evaluation.measure(generator):
-            run = fixed_runs(training.distillation, past, classes, self.seed)
-            images = dict(zip(classes, _visible(generator, run.images), strict=True))
-            self._columns[training.clock.train_exp_counter] = images
-            states = [[*_visible(generator, row)] for row in run.states.transpose(0, 1)]
-            cells = [[*row, images[label]] for label, row in zip(classes, states, strict=True)]
+        with self.plugin.cost.measure(self.plugin.cost.evaluation, generator):
+            run, pixel_range = fixed_runs(teacher, classes, self.seed), generator.pixel_range
+            with torch.no_grad():
+                rows = [*run.states, run.images]
+                shown = [pixel_range.to_unit(pixel_range.denormalize(row)).cpu() for row in rows]
+            self._columns[learnt.train_exp_counter] = dict(zip(classes, shown[-1], strict=True))
+            cells = [*zip(*shown, strict=True)]
             titles = [*(f"t ≈ {t:.0f}" for t in run.timesteps.float().mean(1).tolist()), "image"]
-            strip = to_image(draw_grid(cells, [str(label) for label in classes], titles))
-            pictures = {"SampleGrid": self.result(), "TrajectoryStrip": Picture(strip)}
+            strip = Picture(to_image(draw_grid(cells, [*map(str, classes)], titles)))
+            pictures = {"SampleGrid": self.result(), "TrajectoryStrip": strip}
+        step = strategy.clock.train_iterations
         return [
-            MetricValue(
-                self,
-                get_metric_name(name, strategy, add_task=False),
-                picture,
-                strategy.clock.train_iterations,
-            )
+            MetricValue(self, get_metric_name(name, strategy, add_task=False), picture, step)
             for name, picture in pictures.items()
         ]
 

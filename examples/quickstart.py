@@ -99,7 +99,7 @@ def draw_overview(output: Path, benchmark: Any, generator: DiffusionGenerator) -
     left.set(xlabel="experiences learnt", ylabel="accuracy on the classes seen so far")
     left.set_xticks(range(1, len(benchmark.train_stream) + 1))
     left.grid(alpha=0.3)
-    left.legend(fontsize=8, loc="lower left")
+    left.legend(fontsize=8, loc="center right", bbox_to_anchor=(1, 0.42))
     classes = [each.classes_in_this_experience for each in benchmark.train_stream]
     torch.manual_seed(0)
     rows = [

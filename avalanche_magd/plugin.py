@@ -6,9 +6,11 @@ callback                        what happens
 before_training                 a second MAGD plugin is refused
 after_train_dataset_adaptation  the data are checked; the generator is built, fills the pool with
                                 old classes, learns the experience, and generates its classes
-before_training_iteration       generated images join the mini-batch
+before_training_epoch           the data loader is wrapped: generated images join each mini-batch
 before_backward                 soft labels join the loss
-after_training_iteration        generated images leave the mini-batch
+after_update                    generated images leave the mini-batch; after_training_iteration,
+                                where strategies have no after_update
+after_training_epoch            the data loader is unwrapped
 after_training_exp              the pools are dropped
 ==============================  =================================================================
 
@@ -32,7 +34,7 @@ from avalanche_magd.diffusion.label_map import classes_of
 from avalanche_magd.distillation import Distillation, Pool, Teacher
 from avalanche_magd.distillation.cost import Cost, PhaseCost
 from avalanche_magd.distillation.solver import PastSolver
-from avalanche_magd.replay import Replay
+from avalanche_magd.replay import Replay, ReplayLoader, unwrapped
 from avalanche_magd.runtime import validation
 from avalanche_magd.runtime.deprecation import OLD_PLUGIN_ARGUMENTS, old_arguments
 from avalanche_magd.runtime.distributed import solver_rank
@@ -40,7 +42,7 @@ from avalanche_magd.runtime.random_state import SeededGenerator
 from avalanche_magd.runtime.validation import check_count, check_number, check_share
 from avalanche_magd.training import MAGDTraining
 from avalanche_magd.training.defaults import default_training
-from avalanche_magd.training.template import is_online_subexperience
+from avalanche_magd.training.template import identity_of, is_online_subexperience
 
 REAL_PAST = (Cumulative, JointTraining)
 """Strategies that keep all real data, and so have nothing to replay."""
@@ -140,7 +142,7 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
         self.seed = seed
         self.progress = True
         self.replay: Replay | None = None
-        self._learnt: Any = None
+        self._learnt: tuple[Any, ...] | None = None
         self._rng: SeededGenerator | None = None
 
     @property
@@ -154,11 +156,9 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
         return Cost() if self.generator_strategy is None else self.generator_strategy.cost
 
     def present_teacher(self, strategy: Any, seed: int) -> Teacher | None:
-        """What would generate now; ``None`` if there are no classes to ask for.
+        """What would generate now, with noise of this seed; ``None`` if there are no classes.
 
-        Args:
-            strategy: whose model may guide generation.
-            seed: of the noise.
+        The strategy's model may guide it.
         """
         training, generator = self.generator_strategy, self.generator
         if training is None or generator is None or not generator.classes:
@@ -197,14 +197,14 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
             return
         experience = strategy.experience
         training = self.generator_strategy or self._build(strategy)
-        if experience.dataset is not self._learnt:  # else an interruption left replay as it is
-            solver = PastSolver(
-                strategy.model, training.model, strategy.device, training.cost.solver
-            )
+        if identity_of(experience) != self._learnt:  # else an interruption left replay as it is
+            device, cost = strategy.device, training.cost.solver
+            solver = PastSolver(strategy.model, training.model, device, cost)
             training.fill_pool(experience, solver, images=self.replay_size != 0)
-            self.replay = self._replay_of(training.pool, solver, experience)
+            pool = training.pool if self.replay_size != 0 else None
+            self.replay = None if pool is None else self._make_replay(pool, solver, experience)
             training.train(experience, eval_streams=[], num_workers=num_workers)
-            self._learnt = experience.dataset
+            self._learnt = identity_of(experience)
         if self.replay is not None and self.replay.current is None:
             classes, count = self._current_images(experience, self.replay)
             if count:
@@ -212,9 +212,7 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
                     classes, count, training.distillation, training.model, training.rng
                 )
 
-    def _replay_of(self, pool: Pool | None, solver: PastSolver, experience: Any) -> Replay | None:
-        if pool is None or self.replay_size == 0:
-            return None
+    def _make_replay(self, pool: Pool, solver: PastSolver, experience: Any) -> Replay:
         classes = len(classes_of(experience.dataset))
         replay = Replay(pool, None, classes, self.replay_size, self.generated_share)
         if self.soft_label_weight:
@@ -222,10 +220,7 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
         return replay
 
     def _current_images(self, experience: Any, replay: Replay) -> tuple[list[int], int]:
-        """Which current classes to generate, and how many images.
-
-        As many of each class as if it shared the pool of the past.
-        """
+        """Current classes to generate, and how many images: as if they shared the pool."""
         training = self.generator_strategy
         assert training is not None
         conditional = training.distillation.guidance.conditional
@@ -235,19 +230,20 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
         share = len(classes) / (len(classes) + len(replay.past.classes))
         return classes, max(len(classes), round(share * len(replay.past.labels)))
 
-    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Generated images join the mini-batch.
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """Wrap the data loader: generated images join its mini-batches.
 
-        Raises:
-            TypeError: the mini-batch is not a list of tensors.
-            ValueError: the mini-batch has other columns than images, classes and maybe task
-                labels, or images of another shape than those generated.
+        A mini-batch that they cannot join raises a ``TypeError`` or ``ValueError``.
         """
-        if self.generator is None:
-            return
-        validation.check_minibatch(strategy.mbatch, self.generator.image_shape)
-        if self.replay is not None:
-            self.replay.join(strategy.mbatch, self.generator.label_map, self._replay_rng())
+        if self.generator is not None:
+            loader, rng = unwrapped(strategy.dataloader), self._replay_rng()
+            where = strategy.device
+            strategy.dataloader = ReplayLoader(loader, self.replay, self.generator, where, rng)
+
+    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """Unwrap the data loader."""
+        self.after_update(strategy)
+        strategy.dataloader = unwrapped(strategy.dataloader)
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Soft labels join the loss.
@@ -260,13 +256,22 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
             loss = self.replay.soft_label_loss(strategy, self.generator.label_map)
             strategy.loss = strategy.loss + self.soft_label_weight * loss
 
-    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+    def after_update(self, strategy: Any, **kwargs: Any) -> None:
         """Generated images leave the mini-batch."""
         if self.replay is not None:
             self.replay.leave(strategy)
 
+    after_training_iteration = after_update
+
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """The pools are dropped."""
+        """The pools are dropped; warn if no generated image was asked for."""
+        whole = not is_online_subexperience(strategy.experience)
+        if whole and self.replay is not None and not self.replay.joined:
+            warnings.warn(
+                f"No generated image has joined a mini-batch: {type(strategy).__name__} does not "
+                "iterate over strategy.dataloader, which MAGDPlugin wraps at each epoch.",
+                stacklevel=2,
+            )
         self.replay = self._learnt = None
 
     def _build(self, strategy: Any) -> MAGDTraining:

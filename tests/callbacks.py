@@ -36,11 +36,11 @@ class Terminal(io.StringIO):
 
 
 class ReplayRecorder(SupervisedPlugin):
-    """What joins the mini-batches of the last experience; stands before the MAGD plugin."""
+    """What joins the mini-batches of the last experience."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.real_rows = 0
+        self.joined: list[Tensor] = []
         self.labels: list[int] = []
         self.tasks: list[int] = []
         self.images: list[Tensor] = []
@@ -48,11 +48,13 @@ class ReplayRecorder(SupervisedPlugin):
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         self.labels, self.tasks, self.images = [], [], []
 
-    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        self.real_rows = len(strategy.mb_x)
-
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
-        self.images += strategy.mb_x[self.real_rows :]
-        self.labels += strategy.mb_y[self.real_rows :].tolist()
-        for tasks in strategy.mbatch[2:]:  # where there are task labels
-            self.tasks += tasks[self.real_rows :].tolist()
+        self.joined = [column.clone() for column in strategy.mbatch]
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """The rows that have left by now, wherever this plugin stands."""
+        images, labels, *tasks = (column[len(strategy.mb_x) :] for column in self.joined)
+        self.images += images
+        self.labels += labels.tolist()
+        for each in tasks:  # where there are task labels
+            self.tasks += each.tolist()

@@ -1,6 +1,9 @@
 """Generated rows join a mini-batch at its end, in its dtypes, and leave it again."""
 
+from collections import OrderedDict
+from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -31,8 +34,7 @@ def test_rows_join_in_the_dtypes_of_the_mini_batch_and_leave(
     ids = label_map.ids
     replay = Replay(pool_of(ids), None, 1, 3, 0.0)
     real = [torch.rand(4, 1, 2, 2).double(), torch.arange(4).int(), torch.zeros(4).long()]
-    mbatch = [column.clone() for column in real[:columns]]
-    replay.join(mbatch, label_map, rng)
+    mbatch = replay.join(real[:columns], label_map, rng)
     dtypes = [torch.float64, torch.int32, torch.int64]
     assert [column.dtype for column in mbatch] == dtypes[:columns]
     assert [len(column) for column in mbatch] == [7] * columns
@@ -51,14 +53,56 @@ def test_rows_join_in_the_dtypes_of_the_mini_batch_and_leave(
     assert strategy.mb_output.shape == (4, 10)
 
 
-def test_an_output_that_is_no_tensor_is_left_as_it_is(rng: torch.Generator) -> None:
-    replay, output = Replay(pool_of([0]), None, 1, 3, 0.0), {"logits": torch.rand(7, 10)}
-    strategy = SimpleNamespace(mbatch=[torch.rand(4, 1, 2, 2), torch.zeros(4)], mb_output=output)
-    label_map = LabelMap().with_classes([(0, 0)])
-    replay.join(strategy.mbatch, label_map, rng)
+class TwoOutputs(NamedTuple):
+    logits: Tensor
+    features: Tensor
+
+
+@dataclass
+class ManyOutputs:
+    logits: Tensor
+    loss: float
+    hidden: list[Tensor]
+
+
+LOGITS = torch.rand(7, 10)
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        (LOGITS, LOGITS[:4]),
+        ((LOGITS, [LOGITS, "kept"]), (LOGITS[:4], [LOGITS[:4], "kept"])),
+        ({"logits": LOGITS, "scale": LOGITS[:5]}, {"logits": LOGITS[:4], "scale": LOGITS[:5]}),
+        (OrderedDict(logits=LOGITS), OrderedDict(logits=LOGITS[:4])),
+        (TwoOutputs(LOGITS, LOGITS), TwoOutputs(LOGITS[:4], LOGITS[:4])),
+        (ManyOutputs(LOGITS, 0.5, [LOGITS]), ManyOutputs(LOGITS[:4], 0.5, [LOGITS[:4]])),
+        (torch.tensor(3.0), torch.tensor(3.0)),
+        (None, None),
+    ],
+)
+def test_rows_leave_an_output_however_it_is_nested(
+    output: Any, expected: Any, rng: torch.Generator
+) -> None:
+    replay, label_map = Replay(pool_of([0]), None, 1, 3, 0.0), LabelMap().with_classes([(0, 0)])
+    mbatch = replay.join([torch.rand(4, 1, 2, 2), torch.zeros(4)], label_map, rng)
+    strategy = SimpleNamespace(mbatch=mbatch, mb_output=output)
+    for _ in range(2):  # as after the update and after the iteration
+        replay.leave(strategy)
+        assert type(strategy.mb_output) is type(output)
+        assert repr(strategy.mb_output) == repr(expected)
+        assert [len(column) for column in strategy.mbatch] == [4, 4]
+
+
+def test_rows_that_a_strategy_appends_after_the_generated_ones_leave_too(
+    rng: torch.Generator,
+) -> None:
+    replay, label_map = Replay(pool_of([0]), None, 1, 3, 0.0), LabelMap().with_classes([(0, 0)])
+    mbatch = replay.join([torch.rand(4, 1, 2, 2), torch.zeros(4)], label_map, rng)
+    longer = [torch.cat([column, column[:2]]) for column in mbatch]
+    strategy = SimpleNamespace(mbatch=longer, mb_output=torch.rand(9, 10))
     replay.leave(strategy)
-    assert strategy.mb_output is output
-    assert [len(column) for column in strategy.mbatch] == [4, 4]
+    assert [len(column) for column in [*strategy.mbatch, strategy.mb_output]] == [4, 4, 4]
 
 
 @settings(max_examples=30, deadline=None)
@@ -110,7 +154,7 @@ def test_soft_labels_are_compared_with_the_output_of_generated_rows_of_old_class
     soft_labels = torch.randn(3, 3, generator=rng)
     replay, label_map = labelled(soft_labels)
     mbatch = [torch.rand(4, 1, 2, 2), torch.full((4,), 3)]
-    replay.join(mbatch, label_map, rng)
+    mbatch = replay.join(mbatch, label_map, rng)
     answers = {
         image.numpy().tobytes(): row
         for image, row in zip(replay.past.images, soft_labels, strict=True)

@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.training import Naive
+from avalanche.training.plugins import EvaluationPlugin
 from resumable_run import build, experiences, finish, magd_of, result, run
 from tiny import naive, tiny_plugin
 
 from avalanche_magd.checkpoints import maybe_load_checkpoint, save_checkpoint
 from avalanche_magd.distillation import Distillation
+from avalanche_magd.reporting import RunLogger
 from avalanche_magd.runtime.random_state import SeededGenerator
 
 RUN: dict[str, Any] = {"iterations": 8}
@@ -111,3 +115,26 @@ def test_loading_a_checkpoint_prints_nothing(
     save_checkpoint(strategy, tmp_path / "strategy.pt")
     maybe_load_checkpoint(naive([]), tmp_path / "strategy.pt")
     assert capsys.readouterr().out == ""
+
+
+def test_a_run_that_was_moved_writes_where_it_is_now(digits: Any, tmp_path: Path) -> None:
+    def built(folder: Path) -> Naive:
+        plugin = tiny_plugin(checkpoint_folder=folder / "generator")
+        logger = RunLogger(folder / "run")
+        evaluator = EvaluationPlugin(accuracy_metrics(stream=True), loggers=[logger])
+        return naive([plugin], evaluator=evaluator)
+
+    old, new = tmp_path / "old", tmp_path / "new"
+    strategy = built(old)
+    strategy.train(digits.train_stream[0], eval_streams=[])
+    save_checkpoint(strategy, old / "strategy.pt")
+    old.rename(new)
+    strategy, first = maybe_load_checkpoint(built(new), new / "strategy.pt")
+    strategy.train(digits.train_stream[first], eval_streams=[])
+    strategy.eval(digits.test_stream[:1])
+    assert not old.exists()
+    assert (new / "run" / "rows.json").exists()
+    assert {each.name for each in (new / "generator").iterdir()} >= {
+        "experience-0.pt",
+        "experience-1.pt",
+    }

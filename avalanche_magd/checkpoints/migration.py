@@ -60,9 +60,9 @@ def upgrade(strategy: Any) -> None:
 
 def _upgrade_training(training: Any) -> None:
     rehearsal, average = training.rehearsal, training.teacher
+    _upgrade_labels(training.model)
     new = type(training)(model=training.model, optimizer=training.optimizer)
     vars(training).update({k: v for k, v in vars(new).items() if k not in vars(training)})
-    _upgrade_labels(training.model)
     training.generation = Generation(cost=rehearsal.cost, progress=training.progress)
     training.distillation = _distillation(
         rehearsal.distillation,

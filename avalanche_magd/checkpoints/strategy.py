@@ -62,7 +62,8 @@ def maybe_load_checkpoint(
     Call it last: what is built afterwards may draw from the random state that it restores, as a
     benchmark does. What the strategy was built from (model, optimizer, plugins) is stale
     afterwards: take ``strategy.model``, ``strategy.plugins``, … instead. The arguments are those
-    of Avalanche's function; ``map_location="cuda"`` without an index is understood as well.
+    of Avalanche's function; ``map_location="cuda"`` without an index is understood as well. Files
+    are written where the strategy that is given writes them, not where the saved one did.
 
     Returns:
         The strategy and the index of the experience to go on with; 0 if there is no file.
@@ -81,8 +82,11 @@ def maybe_load_checkpoint(
                 strategy, stream, map_location, unique_objects
             )
         upgrade(loaded)
+        _write_where(plugins, loaded.plugins)
+        _write_where(loggers, loaded.evaluator.loggers)
         return loaded, first
 
+    plugins, loggers = list(strategy.plugins), list(strategy.evaluator.loggers)
     file = Path(file)
     resumed = read_file(file, load)
     if resumed is not None:
@@ -92,3 +96,17 @@ def maybe_load_checkpoint(
             f"{file} cannot be resumed from, nor what was there before: delete both to start anew."
         )
     return strategy, 0
+
+
+def _write_where(built: list[Any], loaded: list[Any]) -> None:
+    """Let what was loaded write into the folders of what was built: a run may have been moved."""
+    for new, old in zip(built, loaded, strict=False):
+        if type(new) is not type(old):
+            continue
+        for name in ("folder", "checkpoint_folder"):
+            if name in vars(old):
+                setattr(old, name, getattr(new, name))
+        inside = getattr(new, "generator_strategy", None), getattr(old, "generator_strategy", None)
+        if inside[1] is not None:
+            folder = getattr(inside[0] or new, "checkpoint_folder", None)
+            inside[1].checkpoint_folder = None if folder is None else Path(folder).absolute()

@@ -13,10 +13,10 @@ pool stay from part to part, new images take the places of the oldest: each part
 
 Every class seen before is generated, those too that come again: what they looked like then is not
 in the current data. On an online stream those of the present part are left out, since the parts
-that taught them are no older than the average. Lessons that are made on the fly are made by each
-of several processes (:mod:`avalanche_magd.runtime.distributed`).
+that taught them are no older than the average.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from avalanche_magd.runtime.distributed import process_count
 from avalanche_magd.runtime.validation import check_count, check_number, check_share
 from avalanche_magd.training.template import (
     IterationsTemplate,
+    identity_of,
     is_online_subexperience,
     old_classes,
     share_of,
@@ -51,8 +52,7 @@ class MAGDTraining(IterationsTemplate):
 
     Args:
         model: the generator.
-        optimizer: over the generator's parameters. Those with ``requires_grad`` off stay as they
-            are, and are shared by student and teacher.
+        optimizer: over the generator's parameters, or those that shall learn.
         distillation: how old classes are taught. Default: MAGD's way.
         train_mb_size: real images of a step, in all processes together; as many lessons join them.
         train_iterations: steps per experience, whatever its size.
@@ -65,12 +65,10 @@ class MAGDTraining(IterationsTemplate):
             run, started again, goes on from there; what it had spent is not counted again. Parts
             of online streams are not saved, nor is the state of other plugins.
         seed: of everything random here. Default: torch's initial seed.
-        **base_kwargs: of Avalanche's ``SupervisedTemplate``: ``device``, ``plugins``,
-            ``evaluator`` (default: none, since accuracy is no metric of a generator), …
+        **base_kwargs: of Avalanche's ``SupervisedTemplate``; there is no ``evaluator`` by default.
 
     Attributes:
         checkpoint_every: steps between two savings, 200; the last step is always saved.
-        progress: whether to show progress bars, if standard error is a terminal.
         generation: generates for the student and for a solver.
         teacher: of the present experience; ``None`` if there are no old classes.
         pool: what the teacher generated; ``None`` if nothing, and between whole experiences.
@@ -121,7 +119,8 @@ class MAGDTraining(IterationsTemplate):
         self._lessons: LessonBatch | None = None
         self._checkpoint: TrainingCheckpoint | None = None
         self._w_new = 1.0
-        self._filled_for: Any = None
+        self._known = model.label_map
+        self._filled_for: tuple[Any, ...] | None = None
 
     @property
     def cost(self) -> Cost:
@@ -133,20 +132,19 @@ class MAGDTraining(IterationsTemplate):
     ) -> None:
         """Generate old classes, if there are any, before an experience is trained on.
 
-        :meth:`train` does it by itself; who needs the images calls it before. It is done once: an
-        experience that was interrupted finds its pool again.
-
-        Args:
-            experience: the next experience.
-            classifier: the solver of the past, needed where the guidance calls it.
-            images: whether images are wanted even where no lessons are kept with them.
+        :meth:`train` does it by itself; who needs the images, even where no lessons are kept with
+        them, calls it before. It is done once: an experience that was interrupted finds its pool
+        again. The classifier is the solver of the past, needed where the guidance calls it.
 
         Raises:
             TypeError: the dataset's samples are not images with a class.
             ValueError: the images are of another shape, the guidance needs a classifier and there
                 is none, or the network cannot have so many classes.
         """
-        if experience.dataset is self._filled_for:
+        if identity_of(experience) == self._filled_for:
+            if self.teacher is not None:  # its images may have been mended meanwhile
+                images_now = drawn_from(experience.dataset.eval(), self.model)
+                self.teacher = replace(self.teacher, current_images=images_now)
             return
         self._choose_teacher(experience, classifier)
         if self.teacher is not None and (images or self.distillation.keeps_lessons):
@@ -157,7 +155,7 @@ class MAGDTraining(IterationsTemplate):
             self.generation.fill(self.pool, count, self.teacher, self.distillation.mode)
             self.cost.pool_bytes = max(self.cost.pool_bytes, self.pool.nbytes)
         self.loader_seed = self.rng.draw_seed()
-        self._filled_for = experience.dataset
+        self._filled_for = identity_of(experience)
 
     def _choose_teacher(self, experience: Any, classifier: Classifier | None) -> None:
         """Who teaches which old classes, and from where the training may go on."""
@@ -199,6 +197,7 @@ class MAGDTraining(IterationsTemplate):
         return max(1, round(share * self.train_iterations))
 
     def _after_train_dataset_adaptation(self, **kwargs: Any) -> None:
+        self._known = self.model.label_map
         self.fill_pool(self.experience, images=False)
         super()._after_train_dataset_adaptation(**kwargs)
 
@@ -227,8 +226,7 @@ class MAGDTraining(IterationsTemplate):
     def forward(self) -> Float[Tensor, "n c h w"]:
         """Predictions for this step's lessons: noised real images, then the teacher's lessons.
 
-        Of several processes each predicts its own rows. An evaluation draws the same noise each
-        time.
+        Of several processes each predicts its own rows.
         """
         tasks = self.mb_task_id if len(self.mbatch) > 2 else None
         null_share = self.distillation.guidance.null_share if self.is_training else None
@@ -290,9 +288,11 @@ class MAGDTraining(IterationsTemplate):
             self.pool = None
         super()._after_training_exp(**kwargs)
 
-    def settle(self) -> None:
-        """The average stands in the generator; the student of a whole experience is dropped."""
-        super().settle()
+    def settle(self, *, learnt: bool) -> None:
+        """The average stands in the generator; classes that were not learnt are not known."""
+        super().settle(learnt=learnt)
+        if not learnt:
+            self.model.label_map = self._known
         if self._student is not None:
             self._student.end()
             if not is_online_subexperience(self.experience):

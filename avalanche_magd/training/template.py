@@ -11,6 +11,7 @@ Nothing here knows how a generator is taught. Avalanche's template is made to
 So :class:`~avalanche_magd.MAGDTraining` reads as the method, not as its host's hooks.
 """
 
+import hashlib
 import warnings
 from typing import Any
 
@@ -68,15 +69,15 @@ class IterationsTemplate(SupervisedTemplate):
             with seeded(self.rng.draw_seed(), self.device):
                 return super().train(experiences, eval_streams, **kwargs)
         except BaseException:
-            self.settle()
+            self.settle(learnt=False)
             raise
 
-    def settle(self) -> None:
-        """Leave the model as it shall be used."""
+    def settle(self, *, learnt: bool) -> None:
+        """Leave the model as it shall be used, whether the experience was learnt to its end."""
         self.progress_bar = None
 
     def _after_training_exp(self, **kwargs: Any) -> None:
-        self.settle()
+        self.settle(learnt=True)
         super()._after_training_exp(**kwargs)
 
     def iterations_of(self, experience: Any) -> int:
@@ -176,6 +177,14 @@ def old_classes(generator: DiffusionGenerator, experience: Any) -> list[int]:
     if is_online_subexperience(experience):
         classes -= generator.label_map.known(classes_of(experience.dataset))
     return sorted(classes)
+
+
+def identity_of(experience: Any) -> tuple[Any, ...]:
+    """What tells an experience from others, although the host may make its dataset anew."""
+    stream = getattr(getattr(experience, "origin_stream", None), "name", None)
+    index = getattr(experience, "current_experience", None)
+    targets = torch.tensor([int(label) for label in experience.dataset.targets])
+    return stream, index, len(targets), hashlib.sha256(targets.numpy().tobytes()).hexdigest()
 
 
 def share_of(experience: Any, online_share: float) -> float:

@@ -85,9 +85,19 @@ def weights_of(strategy: Any) -> torch.Tensor:
     ],
 )
 def test_generator_folders_load(
-    files: Path, name: str, classes: list[int], latent_shape: Any, prediction_type: str
+    files: Path,
+    tmp_path: Path,
+    name: str,
+    classes: list[int],
+    latent_shape: Any,
+    prediction_type: str,
 ) -> None:
-    generator = DiffusionGenerator.from_pretrained(files / name)
+    with pytest.warns(UserWarning, match="without digests: .* Saving it again") as caught:
+        generator = DiffusionGenerator.from_pretrained(files / name)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    generator.save_pretrained(tmp_path)
+    DiffusionGenerator.from_pretrained(tmp_path)  # and now without a warning
     assert generator.classes == classes
     assert generator.latent_shape == latent_shape
     assert generator.schedule.prediction_type == prediction_type

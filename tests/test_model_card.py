@@ -17,6 +17,7 @@ from avalanche_magd.distillation.cost import Cost, PhaseCost
 def test_a_folder_has_a_model_card_that_hubs_read(tmp_path: Path) -> None:
     generator = tiny_generator((1, 8, 8), num_inference_steps=7, prediction_type="epsilon")
     generator.label_map = LabelMap().with_classes([(0, 0), (4, 0), (0, 1)])
+    generator.add_classes([])  # the network has to have embeddings for them
     generator.pixel_range.set(torch.tensor([-0.5]), torch.tensor([2.0]))
     cost = Cost(training=PhaseCost(forwards=1_000, seconds=12.3))
     generator.save_pretrained(tmp_path, data="digits,\nten | of them", cost=cost)

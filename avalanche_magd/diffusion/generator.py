@@ -254,7 +254,8 @@ class DiffusionGenerator(DynamicModule, Generator):
 
         Adapters, as ``unet.add_adapter`` makes them, are merged into the weights that are written,
         so that nobody needs peft to load them; the generator keeps its own. The card,
-        ``README.md``, is written anew each time. Of several processes the main one writes.
+        ``README.md``, is written anew each time. If anything fails, what the folder held before
+        stays; files of your own in it always do. Of several processes the main one writes.
 
         Args:
             folder: where; made if it is not there.
@@ -264,6 +265,7 @@ class DiffusionGenerator(DynamicModule, Generator):
         Raises:
             TypeError: the network is neither ``UNet2DModel`` nor ``PromptConditioned``, or the
                 autoencoder is not from diffusers.
+            ValueError: weights are not finite, or do not fit the network's config.
         """
         if not is_main_process():
             return
@@ -279,10 +281,11 @@ class DiffusionGenerator(DynamicModule, Generator):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """Read what :meth:`save_pretrained` wrote. Runs no code from the folder.
+        """Read what :meth:`save_pretrained` wrote. Runs no code from the folder, asks no network.
 
         Raises:
-            FileNotFoundError: the folder holds no generator.
+            FileNotFoundError: the folder holds no generator, or a file is missing.
+            ValueError: a file was changed after it was saved, or holds what cannot be.
         """
         folder = Path(folder)
         settings = read_settings(folder)

@@ -3,6 +3,7 @@
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -314,3 +315,62 @@ def test_images_that_an_autoencoder_does_not_give_back_are_refused(tmp_path: Pat
 
     with pytest.raises(TypeError, match="needs an autoencoder of diffusers, this one is a Own"):
         latent_generator(Own()).save_pretrained(tmp_path)
+
+
+def overflowing() -> AutoencoderTiny:
+    """An autoencoder whose latents are infinite where images are bright."""
+    autoencoder = tiny_autoencoder()
+    encode = autoencoder.encode
+
+    def overflow(images: Tensor) -> Any:
+        latents = encode(images).latents
+        latents[images.mean((1, 2, 3)) > 0.5] = torch.inf
+        return SimpleNamespace(latents=latents)
+
+    autoencoder.encode = overflow
+    return autoencoder
+
+
+def test_latents_that_are_not_finite_are_refused_before_a_range_is_set() -> None:
+    generator, images = latent_generator(overflowing()), 0.5 * torch.rand(12, *SHAPE)
+    images[0], images[1] = 0, 1
+    dataset = AvalancheDataset(
+        [TensorDataset(images, torch.zeros(12, dtype=torch.int64))],
+        data_attributes=[DataAttribute([0] * 12, "targets")],
+    )
+    message = "makes of the image in row 1 of the experience's dataset has values that are not fin"
+    with pytest.raises(ValueError, match=message):
+        generator.check_dataset(dataset)
+    assert generator.pixel_range.ends == {"pixels": None, "latents": None}
+    generator.pixel_range.pixels.set(0, 1)
+    generator.pixel_range.set(-1, 1)
+    with pytest.raises(ValueError, match=message):
+        generator.check_dataset(dataset)
+    with pytest.raises(
+        ValueError, match=r"makes of a batch of images has .*Use an autoencoder whose"
+    ):
+        generator.pixel_range.normalize(images)
+    with pytest.raises(ValueError, match="Image 3 has values that are not finite"):
+        generator.pixel_range.check([*images[2:5], torch.full(SHAPE, torch.nan)])
+
+
+def test_latents_that_are_all_the_same_leave_no_range_of_pixels() -> None:
+    generator = latent_generator()
+    last = generator.pixel_range.autoencoder.encoder.layers[-1]
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    with pytest.raises(ValueError, match="there is nothing to learn"):
+        generator.pixel_range.fit(torch.rand(12, *SHAPE) * 9)
+    assert generator.pixel_range.ends == {"pixels": None, "latents": None}
+    assert not generator.pixel_range.known
+
+
+def test_a_guess_of_the_pixels_range_names_what_sets_it() -> None:
+    generator = latent_generator()
+    for scale in (0.01, 200):
+        images = scale * torch.rand(30, *SHAPE)
+        images[3, 0, 0, 0] = -9999
+        with pytest.warns(UserWarning, match="pixel_range.pixels.set") as told:
+            generator.pixel_range.fit(images, anew=True)
+        assert len(told) == (2 if scale < 1 else 1)
+        assert generator.pixel_range.pixels.high.max().item() == pytest.approx(scale, rel=0.1)

@@ -13,6 +13,7 @@ References:
     Rombach et al. 2022, *High-resolution image synthesis with latent diffusion models*.
 """
 
+import copy
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, Self
 
@@ -20,10 +21,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avalanche_magd.diffusion.normalization import Image, PixelRange, Values
+from avalanche_magd.diffusion.image_values import Image, Values, check_finite, place
+from avalanche_magd.diffusion.normalization import PixelRange
 
 BATCH_SIZE: Final = 32
 """Images that are encoded or decoded at once: at full size they take more memory than latents."""
+
+ADVICE: Final = "Use an autoencoder whose weights are finite, in torch.float32 if need be"
+"""Where latents are not finite: in half precision they may overflow."""
 
 
 class LatentRange(nn.Module):
@@ -63,23 +68,52 @@ class LatentRange(nn.Module):
         """
         self.latents.set(low, high)
 
-    def fit(self, images: Iterable[Image]) -> None:
+    def fit(self, images: Iterable[Image], *, anew: bool = False) -> None:
         """Set what is not known yet to the extremes of images, which are iterated over twice.
 
+        Both ranges are set, or none.
+
+        Args:
+            images: to look at.
+            anew: whether ranges that were found before are found again.
+
         Raises:
-            ValueError: there are no images, or all their pixels are the same.
+            ValueError: there are no images, a pixel or a latent is not finite, or all pixels or
+                latents are the same.
         """
-        self.pixels.fit(images)
-        self.latents.fit(self._encoded(images), unit=False)
+        pixels, latents = copy.deepcopy(self.pixels), copy.deepcopy(self.latents)
+        pixels.fit(images, anew=anew, setter="pixel_range.pixels.set")
+        latents.fit(self._encoded(images, pixels), unit=False, anew=anew, what="Latents")
+        for own, found in ((self.pixels, pixels), (self.latents, latents)):
+            if found.fitted:
+                own.set(found.low, found.high)
+                own.fitted = True
+
+    def fit_or_check(self, images: Iterable[Image], *, anew: bool) -> None:
+        """As :meth:`.PixelRange.fit_or_check`, of images and latents."""
+        if self.known and not (anew and (self.pixels.fitted or self.latents.fitted)):
+            self.check(images)
+        else:
+            self.fit(images, anew=anew)
 
     def check(self, images: Iterable[Image]) -> None:
-        """Warn if images or their latents leave the known range by more than a tenth of it."""
+        """Warn if images or their latents leave the known range by more than a tenth of it.
+
+        Raises:
+            ValueError: there are no images, or a pixel or a latent is not finite.
+        """
         self.pixels.check(images, setter="pixel_range.pixels.set")
-        self.latents.check(self._encoded(images), "Latents")
+        self.latents.check(self._encoded(images, self.pixels), "Latents")
 
     def normalize(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d k l"]:
-        """Map images from the user's range to latents in [−1, 1]; without gradients."""
-        return self.latents.normalize(self._encode(self.pixels.normalize(images)))
+        """Map images from the user's range to latents in [−1, 1]; without gradients.
+
+        Raises:
+            ValueError: an image has a pixel, or a latent, that is not finite.
+        """
+        latents = self._encode(self.pixels.normalize(images))
+        check_finite(latents, "What the autoencoder makes of a batch of images", ADVICE)
+        return self.latents.normalize(latents)
 
     def denormalize(self, x_0: Float[Tensor, "b d k l"]) -> Float[Tensor, "b c h w"]:
         """Map latents from [−1, 1] to images within the user's range; differentiable."""
@@ -107,10 +141,13 @@ class LatentRange(nn.Module):
         self.autoencoder.eval()
         return self
 
-    def _encoded(self, images: Iterable[Tensor]) -> Iterator[Tensor]:
-        for image in images:
-            batch = image[None].float().to(self.pixels.low.device)
-            yield self._encode(self.pixels.normalize(batch))[0].cpu()
+    def _encoded(self, images: Iterable[Tensor], pixels: PixelRange) -> Iterator[Tensor]:
+        for index, image in enumerate(images):
+            batch = image[None].float().to(pixels.low.device)
+            latents = self._encode(pixels.normalize(batch))[0].cpu()
+            made_of = f"What the autoencoder makes of {place(images, index)}"
+            check_finite(latents, made_of, ADVICE)
+            yield latents
 
     def _encode(self, images: Tensor) -> Tensor:
         parts = torch.split(images, BATCH_SIZE)

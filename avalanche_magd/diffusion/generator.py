@@ -27,6 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from avalanche_magd.diffusion.autoencoder import LatentRange
+from avalanche_magd.diffusion.image_values import SampledImages
 from avalanche_magd.diffusion.label_map import NULL_LABEL, LabelledClass, LabelMap, classes_of
 from avalanche_magd.diffusion.networks import (
     ask_for_resize,
@@ -36,7 +37,7 @@ from avalanche_magd.diffusion.networks import (
     padded,
     resize_class_embedding,
 )
-from avalanche_magd.diffusion.normalization import PixelRange, SampledImages, check_image_shape
+from avalanche_magd.diffusion.normalization import PixelRange, check_image_shape
 from avalanche_magd.diffusion.sampling import requested_labels, reverse_runs
 from avalanche_magd.diffusion.saving import (
     read_autoencoder,
@@ -229,17 +230,18 @@ class DiffusionGenerator(DynamicModule, Generator):
     def check_dataset(self, dataset: Any) -> None:
         """Refuse a dataset that cannot be learnt; infer the pixels' range if it is not known.
 
+        It is inferred anew as long as no class is known. Which images are looked at is in
+        :class:`~avalanche_magd.diffusion.image_values.SampledImages`.
+
         Raises:
             TypeError: its samples are not images with a class.
-            ValueError: its images are of another shape, or all alike, or the network says that it
-                cannot have so many classes.
+            ValueError: its images are of another shape, all alike or not finite, or the network
+                says that it cannot have so many classes.
         """
         check_dataset(dataset, self.image_shape)
         label_map = self.label_map.with_classes(classes_of(dataset))
         ask_for_resize(self.network, label_map.num_class_embeds)
-        if self.pixel_range.known:
-            self.pixel_range.check(SampledImages(dataset))
-        self.infer_range(dataset)
+        self.pixel_range.fit_or_check(SampledImages(dataset), anew=not self.classes)
 
     def _add_classes(self, classes: Iterable[LabelledClass]) -> None:
         """Add classes that the network can have, or none of them."""

@@ -1,28 +1,26 @@
 """Pixel values: from the range that the user's transforms leave to [−1, 1], and back.
 
-Normalised data have another range in each channel. It is fitted to the extremes of real images,
-channel by channel, once: a network that has learnt one range cannot be given another. Images
-within [0, 1] are taken to be what ``ToTensor`` leaves, even if the first ones do not reach both
-ends.
+Normalised data have another range in each channel. It is found from the extremes of real images,
+channel by channel, once: a network that has learnt one range cannot be given another
+(:mod:`avalanche_magd.diffusion.image_values` says how, and what it makes of dark images and of
+outliers). Training images are clipped a tenth of the range beyond its ends, and refused if they
+are not finite.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from avalanche_magd.diffusion.image_values import Image, ImageValues, Values, check_finite
 from avalanche_magd.diffusion.schedule import Images
 
-Image = Float[Tensor, "c h w"]
-Values = Float[Tensor, " c"]
-"""A value of each channel."""
-
 MIN_SIDE: Final = 4
-SAMPLES: Final = 1000
-"""Images of an experience from which the pixels' range is inferred."""
+BEYOND: Final = 1.2
+"""How far images may go where their range ends at −1 and 1: further is clipped."""
 
 
 class PixelRange(nn.Module):
@@ -33,10 +31,12 @@ class PixelRange(nn.Module):
 
     Attributes:
         known: whether the range was set; until then it is [−1, 1] itself.
+        fitted: whether it was found from images, and not set by a user.
     """
 
     low: Float[Tensor, "c 1 1"]
     high: Float[Tensor, "c 1 1"]
+    fitted = False
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -44,38 +44,98 @@ class PixelRange(nn.Module):
         self.register_buffer("low", torch.full((channels, 1, 1), -1.0))
         self.register_buffer("high", torch.full((channels, 1, 1), 1.0))
 
-    def set(self, low: Values, high: Values) -> None:
-        """Set the range: the values of each channel that become −1 and 1.
+    def set(
+        self, low: Values | Sequence[float] | float, high: Values | Sequence[float] | float
+    ) -> None:
+        """Set the range: the values that become −1 and 1, of each channel or of all.
 
         Raises:
-            ValueError: a channel's ``low`` is not below its ``high``.
+            ValueError: there are values for another number of channels; or a channel's ``low`` is
+                not below its ``high``, or one of them, or one over their difference, is not finite
+                in single precision.
         """
-        if not bool((low < high).all()):
+        device, channels = self.low.device, len(self.low)
+        low, high = (
+            torch.as_tensor(end, dtype=torch.float32, device=device).flatten()
+            for end in (low, high)
+        )
+        if {len(low), len(high)} - {1, channels}:
             raise ValueError(
-                f"Each channel needs low < high, got {low.tolist()} and {high.tolist()}."
+                f"Images have {channels} channels, low has {len(low)} values and high "
+                f"{len(high)}: give one for each channel, or one for all."
+            )
+        span = high - low
+        if not bool(((span > 0) & span.isfinite() & (2 / span).isfinite()).all()):
+            raise ValueError(
+                "Each channel needs low < high, both finite, "
+                f"got {low.tolist()} and {high.tolist()}."
             )
         self.low.copy_(low.view(-1, 1, 1))
         self.high.copy_(high.view(-1, 1, 1))
-        self.known = True
+        self.known, self.fitted = True, False
 
-    def fit(self, images: Iterable[Image], *, unit: bool = True) -> None:
-        """Set the range to the :func:`extremes` of images, unless it is known.
+    def fit(
+        self,
+        images: Iterable[Image],
+        *,
+        unit: bool = True,
+        anew: bool = False,
+        what: str = "Pixels",
+        setter: str = "pixel_range.set",
+    ) -> None:
+        """Set the range to that of images, unless it is known; warn where it is a guess.
+
+        Args:
+            images: to look at.
+            unit: whether values within [0, 1] may be taken to have these ends.
+            anew: whether a range that was found before is found again.
+            what: images consist of, for warnings.
+            setter: what sets this range, for warnings.
 
         Raises:
-            ValueError: there are no images, or all their pixels are the same.
+            ValueError: there are no images, a pixel is not finite, or all are the same.
         """
-        if not self.known:
-            self.set(*extremes(images, unit=unit))
+        if self.known and not (anew and self.fitted):
+            return
+        values = ImageValues.of(images)
+        low, high, guessed = values.range(unit=unit)
+        values.warn_of_outliers(low, high, what, setter)
+        if guessed:
+            warnings.warn(_guess(values.ends, (low, high), what, setter), stacklevel=2)
+        self.set(low, high)
+        self.fitted = True
+
+    def fit_or_check(self, images: Iterable[Image], *, anew: bool) -> None:
+        """:meth:`fit` to images if the range is not known, else :meth:`check` them.
+
+        Args:
+            images: to look at.
+            anew: whether a range that was found before is found again.
+
+        Raises:
+            ValueError: there are no images, a pixel is not finite, or there is no range to find.
+        """
+        if self.known and not (anew and self.fitted):
+            self.check(images)
+        else:
+            self.fit(images, anew=anew)
 
     def check(
         self, images: Iterable[Image], what: str = "Pixels", setter: str = "pixel_range.set"
     ) -> None:
-        """Warn if images leave the known range by more than a tenth of it.
+        """Warn if images leave the known range by more than a tenth of it, or have outliers.
 
         The warning says what they consist of, and what sets the range.
+
+        Raises:
+            ValueError: there are no images, or a pixel is not finite.
         """
-        low, high = (end.to(self.low)[:, None, None] for end in channel_extremes(images))
-        if max(self.normalize(end[None]).abs().max() for end in (low, high)) > 1.2:
+        values = ImageValues.of(images)
+        low, high = (end.to(self.low)[:, None, None] for end in values.ends)
+        slack = (self.high - self.low) * ((BEYOND - 1) / 2)
+        lowest, highest = (self.low - slack).flatten(), (self.high + slack).flatten()
+        values.warn_of_outliers(lowest.to(values.lows), highest.to(values.lows), what, setter)
+        if max(self._scale(end[None]).abs().max() for end in (low, high)) > BEYOND:
             warnings.warn(
                 f"{what} go from {low.min():g} to {high.max():g}, beyond the range that the first "
                 "experience had: the generator will clip them. Set the range of all before it is "
@@ -84,7 +144,15 @@ class PixelRange(nn.Module):
             )
 
     def normalize(self, images: Images) -> Images:
-        """Map images from the user's range to [−1, 1]."""
+        """Map images from the user's range to [−1, 1], and clip others at −1.2 and 1.2.
+
+        Raises:
+            ValueError: an image has a pixel that is not finite.
+        """
+        check_finite(images, "A batch of images")
+        return self._scale(images).clamp(-BEYOND, BEYOND)
+
+    def _scale(self, images: Images) -> Images:
         return (images - self.low) * (2 / (self.high - self.low)) - 1
 
     def denormalize(self, x_0: Images) -> Images:
@@ -93,7 +161,7 @@ class PixelRange(nn.Module):
 
     def to_unit(self, images: Images) -> Images:
         """Map images from the user's range to [0, 1], as pictures want them, and clip others."""
-        return (self.normalize(images) + 1).clamp(0, 2) / 2
+        return (self._scale(images) + 1).clamp(0, 2) / 2
 
     @property
     def ends(self) -> list[list[float]] | None:
@@ -107,37 +175,32 @@ class PixelRange(nn.Module):
 
 
 def extremes(images: Iterable[Image], *, unit: bool = True) -> tuple[Values, Values]:
-    """Smallest and largest value by channel; a constant channel takes those of all channels.
+    """The ends of each channel's range; a constant channel takes those of all channels.
 
     Args:
         images: to look at.
-        unit: whether values that all lie within [0, 1] are taken to have these ends.
+        unit: whether values within [0, 1] may be taken to have these ends.
 
     Raises:
-        ValueError: there are no images, or all their pixels are the same.
+        ValueError: there are no images, a pixel is not finite, or all are the same.
     """
-    low, high = channel_extremes(images)
-    if not bool(low.min() < high.max()):
-        raise ValueError(
-            f"The first experience's pixels range from {low.min():g} to {high.max():g}: "
-            "there is nothing to learn."
-        )
-    if unit and low.min() >= 0 and high.max() <= 1:
-        return torch.zeros_like(low), torch.ones_like(high)
-    constant = low == high
-    return torch.where(constant, low.min(), low), torch.where(constant, high.max(), high)
-
-
-def channel_extremes(images: Iterable[Image]) -> tuple[Values, Values]:
-    """Smallest and largest value by channel, as they are."""
-    low, high = None, None
-    for image in images:
-        pixels = image.flatten(1)
-        low = pixels.amin(1) if low is None else low.minimum(pixels.amin(1))
-        high = pixels.amax(1) if high is None else high.maximum(pixels.amax(1))
-    if low is None or high is None:
-        raise ValueError("The first experience is empty: the pixels' range cannot be inferred.")
+    low, high, _ = ImageValues.of(images).range(unit=unit)
     return low, high
+
+
+def _guess(
+    found: tuple[Values, Values], taken: tuple[Values, Values], what: str, setter: str
+) -> str:
+    """What a warning says of a range that is not certain."""
+    # One value where all channels have the same.
+    named = [[f"{value:g}" for value in end.tolist()] for end in taken]
+    ends = [", ".join(end if len(set(end)) > 1 else end[:1]) for end in named]
+    return (
+        f"{what} of the first experience go from {found[0].min():g} to {found[1].max():g}, a part "
+        f"of [0, 1]. Their range is taken to go from {ends[0]} to {ends[1]}. If that of all "
+        "experiences is another, set it before the generator is trained, by "
+        f"`generator.{setter}(low, high)`."
+    )
 
 
 def check_image_shape(image_shape: tuple[int, ...]) -> None:
@@ -155,14 +218,3 @@ def check_image_shape(image_shape: tuple[int, ...]) -> None:
             f"Image sides must be at least {MIN_SIDE} pixels, got "
             f"{image_shape[1]}×{image_shape[2]}: resize the images in the benchmark's transform."
         )
-
-
-class SampledImages:
-    """Some images of a dataset in evaluation mode, spread evenly; read anew at each iteration."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __iter__(self) -> Iterator[Tensor]:
-        stride = -(-len(self.dataset) // SAMPLES) or 1
-        return (self.dataset[row][0] for row in range(0, len(self.dataset), stride))

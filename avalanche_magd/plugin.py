@@ -35,11 +35,18 @@ from avalanche_magd.distillation import Distillation, Pool, Teacher
 from avalanche_magd.distillation.cost import Cost, PhaseCost
 from avalanche_magd.distillation.solver import PastSolver
 from avalanche_magd.replay import Replay, ReplayLoader, unwrapped
-from avalanche_magd.runtime import validation
 from avalanche_magd.runtime.deprecation import OLD_PLUGIN_ARGUMENTS, old_arguments
 from avalanche_magd.runtime.distributed import solver_rank
-from avalanche_magd.runtime.random_state import SeededGenerator
-from avalanche_magd.runtime.validation import check_count, check_number, check_share
+from avalanche_magd.runtime.random_state import SeededGenerator, random_states_kept
+from avalanche_magd.runtime.validation import (
+    check_dataset,
+    check_instance,
+    check_number,
+    check_path,
+    check_seed,
+    check_share,
+    optional_count,
+)
 from avalanche_magd.training import MAGDTraining
 from avalanche_magd.training.defaults import default_training
 from avalanche_magd.training.template import identity_of, is_online_subexperience
@@ -109,22 +116,12 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        if generator_iterations is not None:
-            check_count("generator_iterations", generator_iterations)
-        if replay_size is not None:
-            check_count("replay_size", replay_size, at_least=0)
-        check_share("generated_share", generated_share, excluded=1)
-        check_number("soft_label_weight", soft_label_weight, at_least=0, at_most=1e6)
         generation = {"pool_size": pool_size, "num_inference_steps": num_inference_steps}
         given: Any = {name: value for name, value in generation.items() if value is not None}
         if distillation is not None and given:
             raise ValueError(f"Give {' and '.join(given)} to the Distillation, not to the plugin.")
         if generator_strategy is not None:
-            if not isinstance(generator_strategy, MAGDTraining):
-                raise TypeError(
-                    "generator_strategy must be a MAGDTraining, "
-                    f"got {type(generator_strategy).__name__}."
-                )
+            check_instance("generator_strategy", generator_strategy, MAGDTraining)
             decided = (generator_iterations, distillation, checkpoint_folder, *given.values())
             if any(each is not None for each in decided):
                 raise ValueError(
@@ -133,13 +130,14 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
                     "it, not to the plugin."
                 )
         self.generator_strategy = generator_strategy
-        self.generator_iterations = generator_iterations
+        self.generator_iterations = optional_count("generator_iterations", generator_iterations)
         self.distillation = replace(distillation or Distillation(), **given)
-        self.replay_size = replay_size
-        self.generated_share = generated_share
-        self.soft_label_weight = soft_label_weight
-        self.checkpoint_folder = checkpoint_folder
-        self.seed = seed
+        self.replay_size = optional_count("replay_size", replay_size, at_least=0)
+        self.generated_share = check_share("generated_share", generated_share, excluded=1)
+        weight = check_number("soft_label_weight", soft_label_weight, at_least=0, at_most=1e6)
+        self.soft_label_weight = weight
+        self.checkpoint_folder = check_path("checkpoint_folder", checkpoint_folder)
+        self.seed = check_seed("seed", seed)
         self.progress = True
         self.replay: Replay | None = None
         self._learnt: tuple[Any, ...] | None = None
@@ -193,8 +191,11 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
             TypeError: the dataset's samples are not images with a class.
             ValueError: the images are of another shape than those of earlier experiences.
         """
-        if isinstance(strategy, REAL_PAST):
-            return
+        if not isinstance(strategy, REAL_PAST):
+            with random_states_kept(strategy.device):  # which reading images may draw from
+                self._learn(strategy, num_workers)
+
+    def _learn(self, strategy: Any, num_workers: int) -> None:
         experience = strategy.experience
         training = self.generator_strategy or self._build(strategy)
         if identity_of(experience) != self._learnt:  # else an interruption left replay as it is
@@ -277,7 +278,7 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
     def _build(self, strategy: Any) -> MAGDTraining:
         """The default generator and its training, for images as the experience shows them."""
         self.generator_strategy = default_training(
-            validation.check_dataset(strategy.experience.dataset.eval()),
+            check_dataset(strategy.experience.dataset.eval()),
             self.distillation,
             strategy.device,
             self._seed,

@@ -47,8 +47,7 @@ class TrainingCheckpoint:
     """The file of one experience, whose key is :func:`key_of` the training."""
 
     def __init__(self, file: Path, key: str, every: int) -> None:
-        check_count("checkpoint_every", every)
-        self.file, self.key, self.every = file, key, every
+        self.file, self.key, self.every = file, key, check_count("checkpoint_every", every)
 
     def save_if_due(
         self, iteration: int, last: int, state: TrainingState, average: WeightAverage

@@ -53,7 +53,7 @@ from avalanche_magd.diffusion.schedule import (
     PredictionType,
 )
 from avalanche_magd.runtime.distributed import is_main_process
-from avalanche_magd.runtime.validation import check_count, check_dataset
+from avalanche_magd.runtime.validation import check_count, check_dataset, check_instance
 
 
 class DiffusionGenerator(DynamicModule, Generator):
@@ -110,7 +110,6 @@ class DiffusionGenerator(DynamicModule, Generator):
     ) -> None:
         super().__init__()
         check_image_shape(image_shape)
-        check_count("num_inference_steps", num_inference_steps)
         self.image_shape = self.latent_shape = image_shape
         pixel_range: PixelRange | LatentRange = PixelRange(image_shape[0])
         if autoencoder is not None:
@@ -121,7 +120,8 @@ class DiffusionGenerator(DynamicModule, Generator):
         self.schedule = NoiseSchedule(
             prediction_type, beta_schedule, num_train_timesteps, beta_start, beta_end
         )
-        self.num_inference_steps = num_inference_steps
+        self.num_inference_steps = check_count("num_inference_steps", num_inference_steps)
+        check_instance("dtype", torch.float32 if dtype is None else dtype, torch.dtype)
         self.dtype = dtype
         self.label_map = LabelMap()
         self.forwards = 0

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from avalanche_magd.diffusion.schedule import Images, Indices, NoiseSchedule, Scales
+from avalanche_magd.runtime.validation import check_number
 
 Step = Callable[[Images, Images, Indices, Indices], Images]
 """``(x̂_0, x_t, t, next_t) → the state at next_t``."""
@@ -50,8 +51,8 @@ class DDIM:
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta must be between 0 and 1, got {self.eta!r}.")
+        eta = check_number("eta", self.eta, at_least=0, at_most=1)
+        object.__setattr__(self, "eta", eta)
 
     def begin(self, schedule: NoiseSchedule, rng: torch.Generator) -> Step:
         """See :class:`Sampler`."""

@@ -90,7 +90,7 @@ def requested_labels(
     if not classes:
         raise RuntimeError("The generator has seen no class yet: train it first.")
     if batch_size is not None:
-        check_count("batch_size", batch_size)
+        batch_size = check_count("batch_size", batch_size)
     if condition is None:
         return balanced_labels(batch_size or 1, classes, rng)
     labels = torch.as_tensor(condition, device=rng.device).long().reshape(-1)

@@ -27,7 +27,7 @@ from diffusers import DDIMScheduler
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from avalanche_magd.runtime.validation import check_choice
+from avalanche_magd.runtime.validation import check_choice, check_count, check_number
 
 Images = Float[Tensor, "b c h w"]
 Indices = Int[Tensor, " b"]
@@ -68,8 +68,9 @@ class NoiseSchedule(nn.Module):
         super().__init__()
         check_choice("prediction_type", prediction_type, typing.get_args(PredictionType))
         check_choice("beta_schedule", beta_schedule, typing.get_args(BetaSchedule))
-        if num_train_timesteps < 2:
-            raise ValueError(f"num_train_timesteps must be at least 2, got {num_train_timesteps}.")
+        num_train_timesteps = check_count("num_train_timesteps", num_train_timesteps, at_least=2)
+        beta_start = check_number("beta_start", beta_start, at_least=0, at_most=1)
+        beta_end = check_number("beta_end", beta_end, at_least=0, at_most=1)
         if not 0 < beta_start < beta_end < 1:
             raise ValueError(
                 f"beta_start and beta_end must rise within (0, 1), got {beta_start}, {beta_end}."

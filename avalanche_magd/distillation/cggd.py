@@ -26,7 +26,7 @@ from avalanche_magd.diffusion.guidance import (
     GuidedDenoiser,
 )
 from avalanche_magd.diffusion.label_map import NULL_LABEL
-from avalanche_magd.runtime.validation import check_number
+from avalanche_magd.runtime.validation import check_flag, check_number
 
 LABEL_DROPOUT: Final = 0.1
 """Share of lessons without a class, where classifier-free guidance needs them."""
@@ -51,8 +51,12 @@ class CGGD:
     classifier_scale: float = 0.0
 
     def __post_init__(self) -> None:
-        check_number("guidance_scale", self.guidance_scale, at_least=1, at_most=100)
-        check_number("classifier_scale", self.classifier_scale, at_least=0, at_most=100)
+        checked: dict[str, float] = {"conditional": check_flag("conditional", self.conditional)}
+        for name, at_least in (("guidance_scale", 1), ("classifier_scale", 0)):
+            value = getattr(self, name)
+            checked[name] = check_number(name, value, at_least=at_least, at_most=100)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
         if not self.conditional and (self.guidance_scale > 1 or self.classifier_scale):
             raise ValueError(
                 "Guidance is towards a class: conditional=False leaves none to steer to."

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,7 +16,14 @@ from avalanche_magd.distillation.magd import MAGD
 from avalanche_magd.distillation.pool import Pool, image_bytes, lesson_bytes
 from avalanche_magd.distillation.teacher import CurrentImages, Mode, Teacher
 from avalanche_magd.runtime.deprecation import OLD_DISTILLATION_ARGUMENTS, old_arguments
-from avalanche_magd.runtime.validation import check_count, check_number, check_share
+from avalanche_magd.runtime.validation import (
+    check_count,
+    check_flag,
+    check_instance,
+    check_number,
+    check_path,
+    check_share,
+)
 
 
 @old_arguments(OLD_DISTILLATION_ARGUMENTS, guidance=CGGD())
@@ -58,12 +66,24 @@ class Distillation:
     pool_folder: str | Path | None = field(default=None, repr=False)  # changes no result
 
     def __post_init__(self) -> None:
-        check_count("pool_size", self.pool_size)
-        check_count("num_inference_steps", self.num_inference_steps)
+        if self.mode is not None and (isinstance(self.mode, type) or not callable(self.mode)):
+            raise TypeError(
+                "mode must be None or a function (teacher, labels, lessons per image), such as "
+                f"MAGD() or one of distillation.baselines; got {self.mode!r}."
+            )
+        check_instance("guidance", self.guidance, CGGD)
         check_sampler(self.sampler)
-        check_number("replay_weight", self.replay_weight, at_least=0, at_most=1e6)
-        check_share("online_share", self.online_share, excluded=0)
-        check_count("max_pool_bytes", self.max_pool_bytes)
+        checked: dict[str, Any] = {
+            name: check_count(name, getattr(self, name))
+            for name in ("pool_size", "num_inference_steps", "max_pool_bytes")
+        }
+        weight = self.replay_weight
+        checked["replay_weight"] = check_number("replay_weight", weight, at_least=0, at_most=1e6)
+        checked["online_share"] = check_share("online_share", self.online_share, excluded=0)
+        checked["on_the_fly"] = check_flag("on_the_fly", self.on_the_fly)
+        checked["pool_folder"] = check_path("pool_folder", self.pool_folder)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
         if self.pool_folder is not None and not Path(self.pool_folder).is_dir():
             raise FileNotFoundError(f"pool_folder={str(self.pool_folder)!r} is not a folder.")
 

@@ -50,8 +50,9 @@ class MAGD:
     snr_band: SnrBand | None = None
 
     def __post_init__(self) -> None:
-        check_number("trajectory_share", self.trajectory_share, at_least=0, at_most=1)
-        check_snr_band(self.snr_band)
+        share = check_number("trajectory_share", self.trajectory_share, at_least=0, at_most=1)
+        object.__setattr__(self, "trajectory_share", share)
+        object.__setattr__(self, "snr_band", check_snr_band(self.snr_band))
 
     def __call__(self, teacher: Teacher, labels: Indices, per_image: int) -> LessonBatch:
         """Lessons from one batch of reverse runs, with the inputs that the techniques choose."""

@@ -9,9 +9,13 @@ References:
     MAGD's published abstract (an SNR analysis decides the source by timestep).
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from avalanche_magd.runtime.validation import check_number
 
 SnrBand = tuple[float, float]
 
@@ -29,17 +33,21 @@ def outside_band(snr: Float[Tensor, " n"], snr_band: SnrBand | None) -> Bool[Ten
     return (snr < low) | (snr > high)
 
 
-def check_snr_band(snr_band: SnrBand | None) -> None:
-    """Refuse a band that is not ``0 ≤ low < high``.
+def check_snr_band(snr_band: Any) -> SnrBand | None:
+    """A band ``0 ≤ low < high``, or ``None``.
 
     Raises:
         ValueError: the ends are missing, negative, not numbers, or not in order.
     """
     if snr_band is None:
-        return
-    pair = isinstance(snr_band, (tuple, list)) and len(snr_band) == 2
-    if not pair or not 0 <= snr_band[0] < snr_band[1]:
+        return None
+    try:
+        low, high = (check_number("snr_band", end, at_least=0) for end in snr_band)
+    except (TypeError, ValueError):
+        low, high = 0.0, 0.0
+    if not low < high:
         raise ValueError(
             "snr_band must be a pair of signal-to-noise ratios with 0 ≤ low < high, or None; got "
             f"{snr_band!r}."
         )
+    return low, high

@@ -20,7 +20,8 @@ from torchmetrics.functional import kl_divergence
 from avalanche_magd.diffusion.label_map import NULL_LABEL, LabelMap, classes_of
 from avalanche_magd.diffusion.schedule import Images, Indices
 from avalanche_magd.runtime.atomic_files import read_file, write_file
-from avalanche_magd.runtime.random_state import seeded
+from avalanche_magd.runtime.random_state import random_states_kept, seeded
+from avalanche_magd.runtime.validation import check_seed
 
 FEATURES: Final = 128
 BATCH_SIZE: Final = 64
@@ -102,10 +103,11 @@ def train_evaluation_classifier(
     for part in parts:
         classes = classes.with_classes(classes_of(part))
     rows = range(0, len(data), -(-len(data) // 1000))
-    some = torch.stack([data[row][0] for row in rows]).float()
+    device, seed = torch.device(device), check_seed("seed", seed) or 0
+    with random_states_kept(device):
+        some = torch.stack([data[row][0] for row in rows]).float()
     digest = hashlib.sha256(some.numpy().tobytes()).hexdigest()
     key = repr((len(data), classes.rows, digest, seed))
-    device = torch.device(device)
     with seeded(seed, device):
         classifier = EvaluationClassifier(some.shape[1], classes.rows).to(device)
         if file is not None and Path(file).exists() and _read(Path(file), classifier, key):

@@ -16,7 +16,8 @@ from avalanche_magd.diffusion.label_map import NULL_LABEL
 from avalanche_magd.diffusion.schedule import Images
 from avalanche_magd.distillation.teacher import Teacher
 from avalanche_magd.metrics.classifier import EvaluationClassifier
-from avalanche_magd.runtime.validation import check_count
+from avalanche_magd.runtime.random_state import random_states_kept
+from avalanche_magd.runtime.validation import check_count, check_seed
 
 BATCH_SIZE: Final = 256
 """Images that the networks see at once."""
@@ -76,8 +77,9 @@ class Comparison(PluginMetric[None]):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_count("images", self.images, at_least=2)
-        check_count("training_images", self.training_images)
+        self.images = check_count("images", self.images, at_least=2)
+        self.training_images = check_count("training_images", self.training_images)
+        self.seed = check_seed("seed", self.seed) or 0
         self.of_experience: Compared | None = None
         self.of_stream: dict[int, Compared] = {}
         self._real: dict[Key, _Seen] = {}
@@ -96,7 +98,8 @@ class Comparison(PluginMetric[None]):
         if self.plugin.generator is None:
             return
         with self.plugin.cost.measure(self.plugin.cost.evaluation, self.plugin.generator):
-            part = self._look(strategy.experience.dataset, self.training_images)
+            with random_states_kept(strategy.device):
+                part = self._look(strategy.experience.dataset, self.training_images)
             ids = self.classifier.ids_of(part.labels, part.tasks)
             for each in sorted(set(ids.tolist())):
                 features = [
@@ -122,7 +125,8 @@ class Comparison(PluginMetric[None]):
         moment = (training.clock.train_exp_counter, training.cost.training.backwards, solver)
         with self.plugin.cost.measure(self.plugin.cost.evaluation, teacher.generator):
             if key not in self._real:
-                self._real[key] = self._look(dataset, self.images)
+                with random_states_kept(strategy.device):
+                    self._real[key] = self._look(dataset, self.images)
             self.of_experience = self._compare(key, teacher, moment)
         if self.of_experience is not None:
             self.of_stream[index] = self.of_experience

@@ -15,6 +15,7 @@ from torch import Tensor
 from avalanche_magd.diffusion.sampling import Trajectory, jittered_grid, sample
 from avalanche_magd.distillation.teacher import Teacher
 from avalanche_magd.reporting.plotting import draw_grid, to_image
+from avalanche_magd.runtime.validation import check_seed
 
 MAX_ROWS: Final = 20
 """Classes in a picture: those with the smallest ids."""
@@ -34,7 +35,7 @@ def fixed_runs(teacher: Teacher, classes: list[int], seed: int) -> Trajectory:
     steps, levels = teacher.num_inference_steps, generator.schedule.num_train_timesteps
     for label in classes:
         # On the CPU, one class at a time: neither the device nor the other classes matter.
-        rng = torch.Generator().manual_seed((seed << 32) + label)
+        rng = torch.Generator().manual_seed(((seed << 32) + label) % 2**63)
         noise.append(torch.randn(generator.latent_shape, generator=rng))
         grids.append(jittered_grid(steps, levels, 1, rng))
     with generator.frozen():
@@ -61,7 +62,7 @@ class SamplePictures(PluginMetric[TensorImage | None]):
 
     def __init__(self, plugin: Any, *, seed: int = 0) -> None:
         self.plugin = plugin
-        self.seed = seed
+        self.seed = check_seed("seed", seed) or 0
         self._columns: dict[int, dict[int, Tensor]] = {}
 
     def result(self) -> TensorImage | None:

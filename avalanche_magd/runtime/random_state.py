@@ -1,9 +1,11 @@
 """Random numbers of one's own, apart from torch's global state."""
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,14 +54,30 @@ def set_global_states(states: list[Tensor], device: torch.device) -> None:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch on the CPU and on ``device`` alone, and put both states back afterwards.
+    """Seed torch on the CPU and on ``device`` alone, NumPy and Python, for a block of code.
 
     ``torch.manual_seed`` would seed every accelerator, those too whose state is not put back.
     """
-    on_cuda = device.type == "cuda"
-    with torch.random.fork_rng([device] if on_cuda else []):
+    with random_states_kept(device):
         torch.default_generator.manual_seed(seed)
-        if on_cuda:
+        if device.type == "cuda":
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        random.seed(seed)
         yield
+
+
+@contextmanager
+def random_states_kept(device: torch.device) -> Iterator[None]:
+    """Put the global random states of torch, NumPy and Python back after a block of code.
+
+    Datasets may draw from any of them when an image is read.
+    """
+    of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            np.random.set_state(of_numpy)  # noqa: NPY002
+            random.setstate(of_python)

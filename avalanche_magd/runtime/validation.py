@@ -1,58 +1,145 @@
 """Checks of users' arguments and data, so that what is wrong is refused early and by name.
 
-Arguments are checked by their name, as the caller wrote it, and the value that was given.
+Arguments are checked by their name, as the caller wrote it, and the value that was given; what
+passes comes back as Python has it, so that it can be compared, printed and saved.
 """
 
 import math
 import numbers
+import operator
+import os
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import default_collate
 
 
-def check_count(name: str, value: int, *, at_least: int = 1) -> None:
-    """Refuse anything but a whole number that is large enough.
+def check_count(name: str, value: Any, *, at_least: int = 1) -> int:
+    """A whole number that is large enough, of Python, NumPy or torch.
 
     Raises:
         TypeError: ``value`` is not an integer.
         ValueError: ``value`` is below ``at_least``.
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an integer, got {value!r}.")
-    if value < at_least:
-        raise ValueError(f"{name} must be at least {at_least}, got {value}.")
+    number = _as_index(name, value)
+    if number < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, got {value!r}.")
+    return number
 
 
-def check_number(name: str, value: float, *, at_least: float, at_most: float = math.inf) -> None:
-    """Refuse a number outside the range [at_least, at_most], NaN included.
+def optional_count(name: str, value: Any, *, at_least: int = 1) -> int | None:
+    """:func:`check_count`, or ``None``."""
+    return None if value is None else check_count(name, value, at_least=at_least)
+
+
+def check_seed(name: str, value: Any) -> int | None:
+    """A seed that torch takes, or ``None``.
 
     Raises:
-        ValueError: ``value`` is outside the range.
+        TypeError: ``value`` is not an integer.
+        ValueError: ``value`` does not fit into 64 bits.
     """
-    if not at_least <= value <= at_most:
-        raise ValueError(f"{name} must be a number from {at_least:g} to {at_most:g}, got {value}.")
+    if value is None:
+        return None
+    number = _as_index(name, value)
+    if not -(2**63) <= number < 2**64:
+        raise ValueError(f"{name} must be from -2**63 to 2**64 - 1, got {value!r}.")
+    return number
 
 
-def check_share(name: str, value: float, *, excluded: float) -> None:
-    """Refuse a number outside the unit interval, of which one end, 0 or 1, is excluded.
+def _as_index(name: str, value: Any) -> int:
+    is_bool = isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))
+    try:
+        number = None if is_bool else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None:
+        raise TypeError(f"{name} must be an integer, got {value!r}.")
+    return number
+
+
+def check_number(name: str, value: Any, *, at_least: float, at_most: float = math.inf) -> float:
+    """A number in the range [at_least, at_most], of Python, NumPy or torch.
 
     Raises:
+        TypeError: ``value`` is not a number.
+        ValueError: ``value`` is outside the range, or not a number in the sense of IEEE 754.
+    """
+    number = _as_real(name, value)
+    if not at_least <= number <= at_most:
+        raise ValueError(
+            f"{name} must be a number from {at_least:g} to {at_most:g}, got {value!r}."
+        )
+    return number
+
+
+def check_share(name: str, value: Any, *, excluded: float) -> float:
+    """A number in the unit interval, of which one end, 0 or 1, is excluded.
+
+    Raises:
+        TypeError: ``value`` is not a number.
         ValueError: ``value`` is outside the interval, or its excluded end.
     """
-    if not 0 <= value <= 1 or value == excluded:
+    number = _as_real(name, value)
+    if not 0 <= number <= 1 or number == excluded:
         interval = "(0, 1]" if excluded == 0 else "[0, 1)"
         raise ValueError(f"{name} must be in {interval}, got {value!r}.")
+    return number
 
 
-def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    """Refuse a word that is not among those known.
+def _as_real(name: str, value: Any) -> float:
+    scalar = isinstance(value, Tensor) and value.ndim == 0 and not value.is_complex()
+    if isinstance(value, bool) or not (scalar or isinstance(value, numbers.Real)):
+        raise TypeError(f"{name} must be a number, got {value!r}.")
+    return value if isinstance(value, int) else float(value)
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """A truth value, of Python or NumPy.
 
     Raises:
-        ValueError: ``value`` is not one of them.
+        TypeError: ``value`` is neither true nor false.
     """
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}.")
+    return bool(value)
+
+
+def check_choice(name: str, value: Any, known: tuple[str, ...]) -> str:
+    """A word among those known.
+
+    Raises:
+        TypeError: ``value`` is not a word.
+        ValueError: ``value`` is another word.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be one of {', '.join(known)}; got {value!r}.")
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}.")
+    return value
+
+
+def check_instance(name: str, value: Any, kind: type) -> None:
+    """Refuse what is of another kind.
+
+    Raises:
+        TypeError: ``value`` is not an instance of ``kind``.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}.")
+
+
+def check_path(name: str, value: Any) -> Path | None:
+    """A path, absolute, or ``None``.
+
+    Raises:
+        TypeError: ``value`` is neither a string nor a path.
+    """
+    if value is not None and not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name} must be a path, got {value!r}.")
+    return None if value is None else Path(value).absolute()
 
 
 def check_dataset(dataset: Any, expected_shape: tuple[int, int, int] | None = None) -> Any:
@@ -98,11 +185,17 @@ def check_sample(sample: Any) -> tuple[int, int, int]:
             f"got {len(sample)} columns."
         )
     image, label = sample[0], sample[1]
-    if not isinstance(image, Tensor) or not image.is_floating_point():
-        kind = f"{image.dtype} tensor" if isinstance(image, Tensor) else type(image).__name__
+    if not isinstance(image, Tensor):
         raise TypeError(
-            f"Images must be floating-point tensors, got a {kind}: "
-            "add ToTensor() to the evaluation transform."
+            f"Images must be floating-point tensors, got a {type(image).__name__}: convert them "
+            "in the evaluation transform, by ToTensor() for pictures and arrays whose channels "
+            "come last, by torch.as_tensor for arrays whose channels come first."
+        )
+    if not image.is_floating_point():
+        raise TypeError(
+            f"Images must be floating-point tensors, got a {image.dtype} tensor: convert them in "
+            "the evaluation transform, for example by torchvision.transforms.ConvertImageDtype("
+            "torch.float32)."
         )
     if not _is_index(label):
         raise TypeError(f"Targets must be integer class indices, got {sample[1]!r}.")
@@ -114,6 +207,11 @@ def check_sample(sample: Any) -> tuple[int, int, int]:
     if image.ndim != 3:
         raise ValueError(
             f"Images must be channels × height × width, got shape {tuple(image.shape)}."
+        )
+    if image.shape[2] <= 4 < min(image.shape[:2]):
+        raise ValueError(
+            f"Images must be channels × height × width, got shape {tuple(image.shape)}, whose "
+            "channels seem to come last: add x.permute(2, 0, 1) to the transforms."
         )
     return (image.shape[0], image.shape[1], image.shape[2])
 

@@ -36,7 +36,7 @@ from avalanche_magd.distillation.student import Student, real_lessons
 from avalanche_magd.distillation.teacher import drawn_from
 from avalanche_magd.runtime.deprecation import OLD_TRAINING_ARGUMENTS, old_arguments
 from avalanche_magd.runtime.distributed import process_count
-from avalanche_magd.runtime.validation import check_count, check_number, check_share
+from avalanche_magd.runtime.validation import check_count, check_number, check_path, check_share
 from avalanche_magd.training.template import (
     IterationsTemplate,
     identity_of,
@@ -96,20 +96,17 @@ class MAGDTraining(IterationsTemplate):
     ) -> None:
         if not isinstance(model, DiffusionGenerator):
             raise TypeError(f"model must be a DiffusionGenerator, got {type(model).__name__}.")
-        check_count("train_mb_size", train_mb_size, at_least=process_count())
-        check_count("train_iterations", train_iterations)
-        check_count("gradient_accumulation_steps", gradient_accumulation_steps)
-        check_share("ema_decay", ema_decay, excluded=1)
-        check_number("max_grad_norm", max_grad_norm, at_least=1e-6)
+        size = check_count("train_mb_size", train_mb_size, at_least=process_count())
+        parts = check_count("gradient_accumulation_steps", gradient_accumulation_steps)
         self.distillation = Distillation() if distillation is None else distillation
         self.distillation.lessons_per_image(model)
         base_kwargs |= {"model": model, "optimizer": optimizer, "criterion": nn.MSELoss()}
-        base_kwargs |= {"train_mb_size": train_mb_size, "train_iterations": train_iterations}
+        base_kwargs |= {"train_mb_size": size, "train_iterations": train_iterations}
         super().__init__(seed=seed, **base_kwargs)
-        self.gradient_accumulation_steps = gradient_accumulation_steps
-        self.ema_decay = ema_decay
-        self.max_grad_norm = max_grad_norm
-        self.checkpoint_folder = Path(checkpoint_folder).absolute() if checkpoint_folder else None
+        self.gradient_accumulation_steps = parts
+        self.ema_decay = check_share("ema_decay", ema_decay, excluded=1)
+        self.max_grad_norm = check_number("max_grad_norm", max_grad_norm, at_least=1e-6)
+        self.checkpoint_folder = check_path("checkpoint_folder", checkpoint_folder)
         self.checkpoint_every = 200
         self.generation = Generation()
         self.curves = LossCurves()

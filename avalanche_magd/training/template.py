@@ -30,6 +30,7 @@ from avalanche_magd.diffusion.generator import DiffusionGenerator
 from avalanche_magd.diffusion.label_map import classes_of
 from avalanche_magd.runtime.distributed import is_main_process
 from avalanche_magd.runtime.random_state import SeededGenerator, seeded
+from avalanche_magd.runtime.validation import check_count, check_seed
 
 
 class IterationsTemplate(SupervisedTemplate):
@@ -51,7 +52,8 @@ class IterationsTemplate(SupervisedTemplate):
             raise TypeError("An experience is train_iterations steps long: give no train_epochs.")
         base_kwargs.setdefault("evaluator", _no_evaluator())
         super().__init__(**base_kwargs)
-        self.train_iterations = train_iterations
+        self.train_iterations = check_count("train_iterations", train_iterations)
+        seed = check_seed("seed", seed)
         self.rng = SeededGenerator(self.device, torch.initial_seed() if seed is None else seed)
         self.eval_rng = SeededGenerator(self.device, 0)
         self.progress = True

@@ -10,6 +10,7 @@ from tiny import naive, tiny_generator, tiny_plugin, tiny_training
 
 from avalanche_magd import MAGDPlugin
 from avalanche_magd.benchmarks import split_digits
+from avalanche_magd.distillation import Distillation, Pool
 
 
 def magd_with_stop(steps: int, first: int = 0) -> tuple[MAGDPlugin, Any]:
@@ -74,6 +75,35 @@ def test_a_part_of_an_online_stream_that_failed_teaches_no_class(digits: Any) ->
     training.plugins.remove(stop)
     training.train(parts[-1])
     assert set(training.model.classes) > set(before)
+
+
+def test_slots_of_an_interrupted_pass_are_filled_again(
+    digits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *_, second, third, fourth = split_online_stream(digits.train_stream[:2], 80, seed=0)
+    distillation = Distillation(pool_size=20, num_inference_steps=2, online_share=1.0)
+    training = tiny_training(distillation=distillation)
+    for part in (first, second):
+        training.train(part)
+    pool, write, written = training.pool, Pool.write, []
+    assert pool is not None
+
+    def interrupted(pool: Pool, *args: Any) -> None:
+        write(pool, *args)
+        written.extend(args[0].tolist())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pool, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(third)
+    monkeypatch.undo()
+    assert written
+    assert sum(pool.counts.values()) == 20 - len(written)
+    for part in (third, fourth):
+        training.train(part)
+    assert training.pool is pool
+    assert sum(pool.counts.values()) == 20
+    assert len(set(pool.draw_slots(400, training.rng).tolist())) == 20
 
 
 class Anew:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from tiny import naive, tiny_plugin
 from torch import Tensor
 
 from avalanche_magd.benchmarks import split_digits
 from avalanche_magd.metrics import train_evaluation_classifier
 from avalanche_magd.runtime.random_state import random_states_kept, seeded
-from tests.tiny import naive, tiny_plugin
 
 CPU = torch.device("cpu")
 

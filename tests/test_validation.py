@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from avalanche.benchmarks.utils import make_avalanche_dataset
+from tiny import tiny_generator, tiny_network
 from torch.utils.data import TensorDataset
 
 from avalanche_magd import DiffusionGenerator, MAGDPlugin, MAGDTraining
@@ -23,7 +24,6 @@ from avalanche_magd.runtime.validation import (
     check_seed,
     check_share,
 )
-from tests.tiny import tiny_generator, tiny_network
 
 IMAGE = torch.zeros(1, 8, 8)
 

@@ -68,6 +68,7 @@ class Generation:
             generator.frozen(),
             self.processes.counting(generator),
             self._bar(count) as bar,
+            pool.filling(),
         ):
             for start in range(0, len(tasks), process_count()):
                 together, made = tasks[start : start + process_count()], None
@@ -81,7 +82,6 @@ class Generation:
                     lessons = LessonBatch(**batch) if batch else None
                     pool.write(pool.slots_for(classes), images, classes, lessons)
                     bar.update(len(images))
-            pool.end_pass()
         self.cost.lessons += count * pool.lessons_per_image
         self.cost.record_peak_memory(generator.device)
 

@@ -14,6 +14,8 @@ draw is spread evenly over both.
 """
 
 from collections import Counter, defaultdict, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +125,9 @@ class Pool:
 
         Lessons are as many of each image as a slot has, those of an image next to one another.
         """
+        self._pass[slots] = -1
         self.images[slots.to(self.images.device)] = images.to(self.images.device)
         self.labels[slots] = labels
-        self._pass[slots] = -1
         if lessons is None:
             return
         each = self.lessons_per_image
@@ -150,6 +152,17 @@ class Pool:
         written = weight.nonzero()[:, 0]
         self._by_t = written[self.lessons.t[written].argsort(stable=True)]
         self._cumulative_lessons = weight[self._by_t].cumsum(0)
+
+    @contextmanager
+    def filling(self) -> Iterator[None]:
+        """A pass: it ends with the block; after an error the slots that it wrote are empty."""
+        try:
+            yield
+        except BaseException:
+            self._pass[self._pass < 0] = 0
+            raise
+        finally:
+            self.end_pass()
 
     def draw_lessons(self, count: int, rng: torch.Generator) -> LessonBatch:
         """Lessons spread evenly over t and classes, in single precision."""

@@ -40,9 +40,9 @@ from avalanche_magd.runtime.distributed import solver_rank
 from avalanche_magd.runtime.random_state import SeededGenerator, random_states_kept
 from avalanche_magd.runtime.validation import (
     check_dataset,
+    check_folder,
     check_instance,
     check_number,
-    check_path,
     check_seed,
     check_share,
     optional_count,
@@ -136,7 +136,7 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
         self.generated_share = check_share("generated_share", generated_share, excluded=1)
         weight = check_number("soft_label_weight", soft_label_weight, at_least=0, at_most=1e6)
         self.soft_label_weight = weight
-        self.checkpoint_folder = check_path("checkpoint_folder", checkpoint_folder)
+        self.checkpoint_folder = check_folder("checkpoint_folder", checkpoint_folder)
         self.seed = check_seed("seed", seed)
         self.progress = True
         self.replay: Replay | None = None
@@ -191,27 +191,25 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
             TypeError: the dataset's samples are not images with a class.
             ValueError: the images are of another shape than those of earlier experiences.
         """
-        if not isinstance(strategy, REAL_PAST):
-            with random_states_kept(strategy.device):  # which reading images may draw from
-                self._learn(strategy, num_workers)
-
-    def _learn(self, strategy: Any, num_workers: int) -> None:
+        if isinstance(strategy, REAL_PAST):
+            return
         experience = strategy.experience
-        training = self.generator_strategy or self._build(strategy)
-        if identity_of(experience) != self._learnt:  # else an interruption left replay as it is
-            device, cost = strategy.device, training.cost.solver
-            solver = PastSolver(strategy.model, training.model, device, cost)
-            training.fill_pool(experience, solver, images=self.replay_size != 0)
-            pool = training.pool if self.replay_size != 0 else None
-            self.replay = None if pool is None else self._make_replay(pool, solver, experience)
-            training.train(experience, eval_streams=[], num_workers=num_workers)
-            self._learnt = identity_of(experience)
-        if self.replay is not None and self.replay.current is None:
-            classes, count = self._current_images(experience, self.replay)
-            if count:
-                self.replay.current = training.generation.images(
-                    classes, count, training.distillation, training.model, training.rng
-                )
+        with random_states_kept(strategy.device):  # which reading images may draw from
+            training = self.generator_strategy or self._build(strategy)
+            if identity_of(experience) != self._learnt:  # else replay is still as it was left
+                device, cost = strategy.device, training.cost.solver
+                solver = PastSolver(strategy.model, training.model, device, cost)
+                training.fill_pool(experience, solver, images=self.replay_size != 0)
+                pool = training.pool if self.replay_size != 0 else None
+                self.replay = None if pool is None else self._make_replay(pool, solver, experience)
+                training.train(experience, eval_streams=[], num_workers=num_workers)
+                self._learnt = identity_of(experience)
+            if self.replay is not None and self.replay.current is None:
+                classes, count = self._current_images(experience, self.replay)
+                if count:
+                    self.replay.current = training.generation.images(
+                        classes, count, training.distillation, training.model, training.rng
+                    )
 
     def _make_replay(self, pool: Pool, solver: PastSolver, experience: Any) -> Replay:
         classes = len(classes_of(experience.dataset))

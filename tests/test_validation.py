@@ -1,12 +1,13 @@
 """Arguments and data that cannot be used are refused with an error that says why."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from avalanche.benchmarks.utils import make_avalanche_dataset
-from tiny import tiny_generator, tiny_network
+from tiny import tiny_generator, tiny_network, tiny_training
 from torch.utils.data import TensorDataset
 
 from avalanche_magd import DiffusionGenerator, MAGDPlugin, MAGDTraining
@@ -17,6 +18,7 @@ from avalanche_magd.runtime.validation import (
     check_count,
     check_dataset,
     check_flag,
+    check_folder,
     check_minibatch,
     check_number,
     check_path,
@@ -151,6 +153,15 @@ def test_values_of_another_kind_are_refused_by_name(
 def test_settings_of_another_kind_are_refused_where_they_are_given(build: Any, name: str) -> None:
     with pytest.raises(TypeError, match=f"^{name} must be"):
         build()
+
+
+def test_a_checkpoint_folder_that_cannot_be_is_refused_where_it_is_given(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for build in (MAGDPlugin, tiny_training):
+        with pytest.raises(OSError, match=r"checkpoint_folder=.* cannot be written: see .*file"):
+            build(checkpoint_folder=tmp_path / "file" / "below")
+    assert check_folder("n", tmp_path / "not" / "yet") == tmp_path / "not" / "yet"
+    assert not (tmp_path / "not").exists()
 
 
 def test_settings_are_kept_as_pythons_numbers() -> None:

@@ -81,11 +81,11 @@ class Distillation:
         checked["replay_weight"] = check_number("replay_weight", weight, at_least=0, at_most=1e6)
         checked["online_share"] = check_share("online_share", self.online_share, excluded=0)
         checked["on_the_fly"] = check_flag("on_the_fly", self.on_the_fly)
-        checked["pool_folder"] = check_path("pool_folder", self.pool_folder)
+        checked["pool_folder"] = folder = check_path("pool_folder", self.pool_folder)
+        if folder is not None and not folder.is_dir():
+            raise FileNotFoundError(f"pool_folder={str(self.pool_folder)!r} is not a folder.")
         for name, value in checked.items():
             object.__setattr__(self, name, value)
-        if self.pool_folder is not None and not Path(self.pool_folder).is_dir():
-            raise FileNotFoundError(f"pool_folder={str(self.pool_folder)!r} is not a folder.")
 
     @property
     def keeps_lessons(self) -> bool:

@@ -142,6 +142,21 @@ def check_path(name: str, value: Any) -> Path | None:
     return None if value is None else Path(value).absolute()
 
 
+def check_folder(name: str, value: Any) -> Path | None:
+    """The absolute path of a folder that can be written to, or made, or ``None``.
+
+    Raises:
+        TypeError: ``value`` is neither a string nor a path.
+        OSError: what is there is not a folder, or must not be written to.
+    """
+    path = check_path(name, value)
+    if path is not None:
+        there = next(each for each in (path, *path.parents) if each.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise OSError(f"{name}={str(value)!r} cannot be written: see {str(there)!r}.")
+    return path
+
+
 def check_dataset(dataset: Any, expected_shape: tuple[int, int, int] | None = None) -> Any:
     """The shape of a dataset's images; refuse what cannot be learnt, by the first sample.
 

@@ -36,7 +36,7 @@ from avalanche_magd.distillation.student import Student, real_lessons
 from avalanche_magd.distillation.teacher import drawn_from
 from avalanche_magd.runtime.deprecation import OLD_TRAINING_ARGUMENTS, old_arguments
 from avalanche_magd.runtime.distributed import process_count
-from avalanche_magd.runtime.validation import check_count, check_number, check_path, check_share
+from avalanche_magd.runtime.validation import check_count, check_folder, check_number, check_share
 from avalanche_magd.training.template import (
     IterationsTemplate,
     identity_of,
@@ -106,7 +106,7 @@ class MAGDTraining(IterationsTemplate):
         self.gradient_accumulation_steps = parts
         self.ema_decay = check_share("ema_decay", ema_decay, excluded=1)
         self.max_grad_norm = check_number("max_grad_norm", max_grad_norm, at_least=1e-6)
-        self.checkpoint_folder = check_path("checkpoint_folder", checkpoint_folder)
+        self.checkpoint_folder = check_folder("checkpoint_folder", checkpoint_folder)
         self.checkpoint_every = 200
         self.generation = Generation()
         self.curves = LossCurves()

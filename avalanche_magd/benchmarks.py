@@ -21,6 +21,9 @@ import numpy as np
 import torch
 from avalanche.benchmarks import nc_benchmark
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
@@ -37,6 +40,8 @@ FASHION_MNIST_FILES = {
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
+WHITE_IS_ZERO = 0
+"""A value of TIFF's photometric interpretation, which Pillow leaves to us above 8 bits."""
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -102,6 +107,10 @@ def split_image_folder(
 ) -> Any:
     """Any images in the layout ``root/{train,test}/<class>/<image>``, read as they are needed.
 
+    Images become RGB of 8 bits, as a viewer shows them: grey images of more bits are scaled by
+    the largest value that their file can hold, those of floating-point numbers from [0, 1];
+    what is transparent stands on white. One image of each class is read at once.
+
     Args:
         root: the folder.
         n_experiences: see :mod:`avalanche_magd.benchmarks`, as for ``return_task_id``.
@@ -112,7 +121,8 @@ def split_image_folder(
 
     Raises:
         FileNotFoundError: the layout is another.
-        ValueError: the two streams have different classes.
+        ValueError: the two streams have different classes, or the range of an image's values is
+            not known, as with integers of 32 bits; also when such an image is met later.
     """
     root = Path(root)
     check_count("image_size", image_size, at_least=4)
@@ -123,7 +133,12 @@ def split_image_folder(
             )
     square = [transforms.Resize(image_size, antialias=True), transforms.CenterCrop(image_size)]
     to_tensor = transforms.Compose([*square, transforms.ToTensor()])
-    train, test = (datasets.ImageFolder(str(root / part)) for part in ("train", "test"))
+    train, test = (
+        datasets.ImageFolder(str(root / part), loader=_read_image) for part in ("train", "test")
+    )
+    for dataset in (train, test):
+        for row in np.unique(dataset.targets, return_index=True)[1]:
+            dataset[row]
     if train.classes != test.classes:
         raise ValueError(
             f"train and test in {root} have different classes: {train.classes}, {test.classes}."
@@ -145,6 +160,43 @@ class _LabelledImages(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, row: int) -> tuple[Tensor, int]:
         return self.images[row], self.targets[row]
+
+
+def _read_image(path: str | Path) -> Image.Image:
+    """An image file as RGB, transparent parts on white."""
+    with open(path, "rb") as stream, Image.open(stream) as image:
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            return Image.fromarray(_grey_bytes(image, path)).convert("RGB")
+        if not image.has_transparency_data:
+            return image.convert("RGB")
+        shown = image.convert("RGBA")
+    white = Image.new("RGBA", shown.size, "white")
+    return Image.alpha_composite(white, shown).convert("RGB")
+
+
+def _grey_bytes(image: Image.Image, path: str | Path) -> NDArray[np.uint8]:
+    """Grey values that Pillow gives as they are in the file, as bytes.
+
+    Raises:
+        ValueError: their range is not known.
+    """
+    tags: Any = getattr(image, "tag_v2", {})  # of TIFF files
+    values = np.array(image)
+    if image.mode == "F" and values.min() >= 0 and values.max() <= 1:
+        highest = 1
+    elif image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        highest = 2 ** tags.get(BITSPERSAMPLE, (16,))[0] - 1
+    else:
+        raise ValueError(
+            f"{path} has grey values from {values.min():g} to {values.max():g}, in Pillow's mode "
+            f"{image.mode}: which of them is white is not known. Save it with unsigned integers "
+            "of 8 or 16 bits, or with floating-point numbers in [0, 1]."
+        )
+    scaled = (values / highest * 255).round()
+    if tags.get(PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO:
+        scaled = 255 - scaled
+    scaled[values == image.info.get("transparency", np.nan)] = 255
+    return scaled.astype(np.uint8)
 
 
 def _fashion_mnist(root: str | Path | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -300,7 +300,7 @@ def main() -> None:
         return
     written = results_table(runs, FORMS)
     title = arguments.table or name_of(arguments)
-    (arguments.output / f"{title}.md").write_text(written + "\n")
+    (arguments.output / f"{title}.md").write_text(written + "\n", encoding="utf-8")
     figures = draw(runs, arguments.output, title)
     print(f"\n{written}\n\nFigures: {', '.join(map(str, figures))}")
 

@@ -95,7 +95,7 @@ def main() -> None:
         f"K = {steps}": {name: column.tolist() for name, column in gap._asdict().items()}
         for steps, gap in gaps.items()
     }
-    (arguments.output / "gap.json").write_text(json.dumps(rows))
+    (arguments.output / "gap.json").write_text(json.dumps(rows), encoding="utf-8")
     draw_gaps(rows).savefig(arguments.output / "gap.png", dpi=DPI)
     print(f"Picture: {arguments.output / 'gap.png'}")
 

@@ -46,7 +46,7 @@ def run(
         eval_mb_size=512,
         plugins=plugins,
         evaluator=EvaluationPlugin(
-            accuracy_metrics(stream=True), loggers=[TextLogger(log.open("w"))]
+            accuracy_metrics(stream=True), loggers=[TextLogger(log.open("w", encoding="utf-8"))]
         ),
     )
     seconds = []

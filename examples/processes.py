@@ -24,8 +24,8 @@ from pathlib import Path
 import torch
 from scaling import run
 
-from avalanche_magd.reporting.report import table
 from avalanche_magd.runtime.distributed import is_main_process
+from avalanche_magd.runtime.markdown import table
 
 
 def measured(processes: int, arguments: list[str]) -> list[float]:
@@ -77,7 +77,9 @@ def main() -> None:
                 {"side": side, "processes": count, "seconds": found, "speed-up": speed_ups}
             )
     arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "processes.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (arguments.output / "processes.json").write_text(
+        json.dumps(rows, indent=1) + "\n", encoding="utf-8"
+    )
     written = table(
         ["side", "processes", "generation pass, speed-up", "training step, speed-up"],
         [
@@ -85,7 +87,7 @@ def main() -> None:
             for row in rows
         ],
     )
-    (arguments.output / "processes.md").write_text(written + "\n")
+    (arguments.output / "processes.md").write_text(written + "\n", encoding="utf-8")
     print(written)
 
 

@@ -142,7 +142,10 @@ def main() -> None:
 
     def settings(name: str, *metrics: Any) -> dict[str, Any]:
         folder = output / name
-        loggers = [RunLogger(folder, seed=seed), TextLogger((folder / "log.txt").open("w"))]
+        loggers = [
+            RunLogger(folder, seed=seed),
+            TextLogger((folder / "log.txt").open("w", encoding="utf-8")),
+        ]
         evaluator = EvaluationPlugin(
             accuracy_metrics(experience=True, stream=True),
             forgetting_metrics(stream=True),

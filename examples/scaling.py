@@ -29,7 +29,7 @@ from torch import nn
 
 from avalanche_magd import MAGDPlugin
 from avalanche_magd.distillation import Distillation
-from avalanche_magd.reporting.report import table
+from avalanche_magd.runtime.markdown import table
 from avalanche_magd.training.defaults import default_iterations
 
 EXPERIENCES = 20
@@ -114,7 +114,9 @@ def main() -> None:
                 "pool bytes": few["pool bytes"] * Distillation.pool_size / images,
             }
         )
-    (arguments.output / "scaling.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (arguments.output / "scaling.json").write_text(
+        json.dumps(rows, indent=1) + "\n", encoding="utf-8"
+    )
     head = ["", "", "generation", "training", "both", "teacher forwards", "pool, MB", "kept, MB"]
     written = table(
         head,
@@ -129,7 +131,7 @@ def main() -> None:
             for row in rows
         ],
     )
-    (arguments.output / "scaling.md").write_text(written + "\n")
+    (arguments.output / "scaling.md").write_text(written + "\n", encoding="utf-8")
     print(written)
 
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from avalanche_magd.benchmarks import split_digits, split_fashion_mnist, split_image_folder
-from avalanche_magd.reporting.report import table
 from avalanche_magd.runtime.distributed import is_main_process, process_count
+from avalanche_magd.runtime.markdown import table
 
 DOWNLOADED = {"mnist": SplitMNIST, "cifar10": SplitCIFAR10, "cifar100": SplitCIFAR100}
 BENCHMARKS = ("digits", "forty_digits", "fashion_mnist", "folder", *DOWNLOADED)
@@ -186,7 +186,9 @@ def finish(
             lines = lines | _read(file) | {futures[done]: line}  # another study may write there
             if is_main_process():
                 unfinished = file.with_suffix(".partial")
-                unfinished.write_text("".join(json.dumps(each) + "\n" for each in lines.values()))
+                unfinished.write_text(
+                    "".join(json.dumps(each) + "\n" for each in lines.values()), encoding="utf-8"
+                )
                 unfinished.replace(file)
             say(f"{line['name']}, seed {line['seed']}: {line['accuracy']:.3f}")
     if failures:
@@ -198,7 +200,10 @@ def _read(file: Path) -> dict[str, dict[str, Any]]:
     """Lines by key; none if there is no file yet."""
     if not file.exists():
         return {}
-    return {line["key"]: line for line in map(json.loads, file.read_text().splitlines())}
+    return {
+        line["key"]: line
+        for line in map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    }
 
 
 def _begin(jobs: int) -> None:

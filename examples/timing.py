@@ -210,7 +210,7 @@ def main() -> None:
         f"Of a bare step the data take {1 - network / network_and_data:.3f}."
     )
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ FILES = {module_name(file): file for file in PACKAGE.rglob("*.py")}
 
 def imported_names(file: Path) -> set[str]:
     names = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -102,19 +102,43 @@ def test_a_host_is_imported_only_where_it_belongs(host: str) -> None:
 
 
 def test_no_module_is_longer_than_300_lines() -> None:
-    lines = {module: len(file.read_text().splitlines()) for module, file in FILES.items()}
+    lines = {
+        module: len(file.read_text(encoding="utf-8").splitlines())
+        for module, file in FILES.items()
+    }
     assert {module: count for module, count in lines.items() if count > 300} == {}
 
 
 def test_no_function_writes_a_global() -> None:
     for file in FILES.values():
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             assert not isinstance(node, ast.Global), f"{file.name}: global"
 
 
 def test_the_library_prints_nothing() -> None:
     for file in FILES.values():
         calls = [
-            node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)
+            node
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Call)
         ]
         assert not any(isinstance(c.func, ast.Name) and c.func.id == "print" for c in calls)
+
+
+EXAMPLES = {f"examples.{file.stem}": file for file in (PACKAGE.parent / "examples").glob("*.py")}
+
+
+@pytest.mark.parametrize("module", [*FILES, *EXAMPLES])
+def test_a_text_file_is_opened_in_a_stated_encoding(module: str) -> None:
+    tree = ast.parse((FILES | EXAMPLES)[module].read_text(encoding="utf-8"))
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+        texts = [each.value for each in call.args if isinstance(each, ast.Constant)]
+        is_binary = any(isinstance(text, str) and "b" in text for text in texts)
+        is_image = isinstance(call.func, ast.Attribute) and (
+            isinstance(call.func.value, ast.Name) and call.func.value.id == "Image"
+        )
+        if name in ("read_text", "write_text") or (
+            name == "open" and not is_binary and not is_image
+        ):
+            assert "encoding" in {each.arg for each in call.keywords}, f"line {call.lineno}"

@@ -43,7 +43,7 @@ def test_a_folder_has_a_model_card_that_hubs_read(tmp_path: Path) -> None:
     ]:
         assert line in card.text.splitlines()
     generator.save_pretrained(tmp_path)
-    assert "cost" not in (tmp_path / "README.md").read_text()
+    assert "cost" not in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_model_card_names_the_autoencoder_and_the_range_of_each_channel(tmp_path: Path) -> None:
@@ -55,12 +55,24 @@ def test_a_model_card_names_the_autoencoder_and_the_range_of_each_channel(tmp_pa
     )
     generator = DiffusionGenerator((3, 8, 8), tiny_network(4), autoencoder)
     generator.save_pretrained(tmp_path)
-    assert "| pixel values | not known yet |" in (tmp_path / "README.md").read_text()
+    assert "| pixel values | not known yet |" in (tmp_path / "README.md").read_text(
+        encoding="utf-8"
+    )
     generator.pixel_range.pixels.set(torch.zeros(3), torch.tensor([1.0, 2.0, 3.0]))
     generator.save_pretrained(tmp_path)
-    card = (tmp_path / "README.md").read_text()
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "| pixel values | 0 to 1, 0 to 2, 0 to 3 |" in card
     assert "| diffusion on | latents of an `AutoencoderTiny` |" in card
+
+
+def test_what_is_said_of_the_data_is_text_on_the_card(tmp_path: Path) -> None:
+    said = "<script>alert(1)</script>\n\n# head\n| a | [b](javascript:c) {{ card_data }} ---"
+    tiny_generator().save_pretrained(tmp_path, data=said)
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    for bad in ("<script>", "\n# head", "javascript:", "| a |"):
+        assert bad not in card
+    (line,) = (line for line in card.splitlines() if line.startswith("| data |"))
+    assert line.endswith("{{ card_data }} --- |")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -78,6 +90,6 @@ def test_a_folder_with_weights_of_any_precision_loads_and_names_no_device(
     ):
         torch.testing.assert_close(loaded, saved.float(), atol=0, rtol=0, msg=name)
     for file in tmp_path.rglob("*.json"):
-        keys = str(json.loads(file.read_text()).keys())
+        keys = str(json.loads(file.read_text(encoding="utf-8")).keys())
         assert "device" not in keys
-        assert "cuda" not in file.read_text()
+        assert "cuda" not in file.read_text(encoding="utf-8")

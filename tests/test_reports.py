@@ -38,9 +38,9 @@ from avalanche_magd.reporting.report import (
     accuracy_matrix,
     mean_and_spread,
     stream_values,
-    table,
 )
 from avalanche_magd.reporting.run_logger import read_runs
+from avalanche_magd.runtime.markdown import table
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_tensorboard_has_values_and_pictures(folder: Path) -> None:
 
 
 def test_the_csv_logger_of_avalanche_writes_a_line_for_each_experience(folder: Path) -> None:
-    lines = (folder / "csv" / "eval_results.csv").read_text().splitlines()
+    lines = (folder / "csv" / "eval_results.csv").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 1 + 1 + 2 + 3
 
 
@@ -155,7 +155,7 @@ def test_a_run_has_a_row_for_each_experience(folder: Path) -> None:
 
 def test_the_report_shows_the_values_pictures_and_settings_of_all_runs(folder: Path) -> None:
     page = write_report(folder)
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     runs = [run for run in read_runs(folder) if run.name == "MAGD"]
     for name in ("Top1_Acc", "FrechetDistanceForgetting", "Recall"):
         values = [stream_values(run.rows[-1])[name] for run in runs]
@@ -235,7 +235,7 @@ def test_evaluations_within_an_experience_make_no_row(digits: Any, tmp_path: Pat
     assert row.experiences == 1
     curve = row.curves["Loss_Stream/eval_phase/test_stream/Task000"]
     assert len(curve) > 3
-    assert json.loads((tmp_path / "rows.json").read_text())[0]["train_seconds"] > 0
+    assert json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))[0]["train_seconds"] > 0
 
 
 def test_sample_pictures_within_an_experience_have_a_column_for_the_present_generator(
@@ -265,7 +265,7 @@ def test_a_strategy_without_optimizer_or_accuracy_is_reported(digits: Any, tmp_p
     )
     strategy.train(digits.train_stream[0], eval_streams=[])
     strategy.eval(digits.test_stream)
-    text = write_report(tmp_path).read_text()
+    text = write_report(tmp_path).read_text(encoding="utf-8")
     assert "| an lda | 1 |" in text
     assert "optimizer" not in text
     assert "![" not in text

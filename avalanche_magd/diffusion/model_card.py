@@ -9,6 +9,8 @@ from typing import Any, Final
 from huggingface_hub import ModelCard, ModelCardData
 from torch import nn
 
+from avalanche_magd.runtime.markdown import escape
+
 TAGS: Final = (
     "avalanche",
     "continual-learning",
@@ -32,7 +34,7 @@ def model_card(
         network: of the generator.
         autoencoder: of the generator, if it has one.
         settings: content of ``generator.json``.
-        data: what the generator was trained on, in a sentence or a few.
+        data: what the generator was trained on, in a sentence or a few, as plain text.
         cost: of the training, as :class:`~avalanche_magd.distillation.cost.Cost` counts it.
     """
     parameters = sum(each.numel() for each in network.parameters())
@@ -51,7 +53,7 @@ def model_card(
     if cost is not None:
         facts["cost"] = f"{cost.forwards:,} network calls, {cost.seconds:,.0f} s"
     if data is not None:
-        facts["data"] = " ".join(data.replace("|", r"\|").split())
+        facts["data"] = escape(data)
     front_matter = ModelCardData(library_name="avalanche-magd", tags=list(TAGS))
     content = {"facts": facts, "classes": settings["classes"]}
     card: ModelCard = ModelCard.from_template(front_matter, template_str=TEMPLATE, **content)

@@ -2,8 +2,10 @@
 
 import io
 import statistics
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import Final
+from pathlib import Path
+from typing import BinaryIO, Final
 
 import numpy as np
 import torch
@@ -16,13 +18,40 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
+from avalanche_magd.runtime.markdown import name_on_page, one_line
+
 DPI: Final = 110
+LABEL_LENGTH: Final = 40
+TITLE_LENGTH: Final = 16
+"""Characters of a name in a legend, and beside the small images of a grid."""
+SIDE: Final = 60
+"""Experiences that a matrix gives room to: of more, the cells are smaller."""
+
+
+def save(figure: Figure, file: Path | BinaryIO) -> None:
+    """Write a figure as a PNG; a character that the font lacks is a box, without a warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(Glyph .* missing from|Matplotlib .* not support)")
+        figure.savefig(file, format="png", dpi=DPI)
+
+
+def label(name: str, length: int = LABEL_LENGTH) -> str:
+    """A name as matplotlib shall show it: on one line, not too long, without formulas.
+
+    A ``_`` in front would hide a line from the legend.
+    """
+    text = one_line(name_on_page(name))
+    if len(text) > length:
+        half = length // 2
+        text = f"{text[:half]}…{text[1 - half :]}"
+    text = text.replace("$", r"\$")
+    return f"\u200b{text}" if text.startswith("_") else text
 
 
 def to_image(figure: Figure) -> UInt8[Tensor, "3 h w"]:
     """A figure as pixels, for loggers."""
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=DPI)
+    save(figure, stream)
     pixels = np.array(Image.open(stream).convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
@@ -46,19 +75,22 @@ def draw_grid(
         raise ValueError("draw_grid needs an image.")
     channels, height, width = images[0].shape
     gap = max(1, width // 16)
-    size = (len(rows) * (height + gap), len(columns) * (width + gap))
-    canvas = torch.ones(channels if channels == 3 else 1, *size)
+    shape = (len(rows) * (height + gap), len(columns) * (width + gap))
+    canvas = torch.ones(channels if channels == 3 else 1, *shape)
     for row, of_row in enumerate(cells):
         for column, image in enumerate(of_row):
             if image is not None:
                 top, left = row * (height + gap), column * (width + gap)
                 shown = image.detach().cpu().clamp(0, 1)[: len(canvas)]
                 canvas[:, top : top + height, left : left + width] = shown
-    figure = Figure((0.6 + 0.75 * len(columns), 0.3 + 0.75 * len(rows)), layout="constrained")
+    beside, above = ([label(name, TITLE_LENGTH) for name in names] for names in (rows, columns))
+    margin = 0.6 + 0.1 * max([0, *(len(name) - 6 for name in beside)])
+    size = (margin + 0.75 * len(columns), 0.3 + 0.75 * len(rows))
+    figure = Figure(size, layout="constrained")
     axis = figure.subplots()
     axis.imshow(canvas.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1, aspect="auto")
-    axis.set_yticks(np.arange(len(rows)) * (height + gap) + height / 2, rows, fontsize=9)
-    axis.set_xticks(np.arange(len(columns)) * (width + gap) + width / 2, columns, fontsize=8)
+    axis.set_yticks(np.arange(len(rows)) * (height + gap) + height / 2, beside, fontsize=9)
+    axis.set_xticks(np.arange(len(columns)) * (width + gap) + width / 2, above, fontsize=8)
     axis.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
     axis.spines[:].set_visible(False)
     return figure
@@ -73,7 +105,8 @@ def draw_matrix(matrix: Mapping[int, Sequence[float | None]]) -> Figure:
     """
     values = np.array([*matrix.values()], dtype=float)
     rows, columns = values.shape
-    figure = Figure((1.8 + 0.5 * columns, 1.2 + 0.45 * rows), layout="constrained")
+    size = (1.8 + 0.5 * min(columns, SIDE), 1.2 + 0.45 * min(rows, SIDE))
+    figure = Figure(size, layout="constrained")
     axis = figure.subplots()
     shown = axis.imshow(values, vmin=0, vmax=1, cmap="viridis")
     for (row, column), cell in np.ndenumerate(values):
@@ -110,10 +143,10 @@ def draw_curves(curves: Mapping[str, Sequence[Mapping[int, float]]], title: str)
         values = [[run[learnt] for run in runs if learnt in run] for learnt in at]
         means = np.array([statistics.mean(each) for each in values])
         if len(at) == 1 < longest:
-            line = axis.axhline(means[0], linestyle=":", color="black", label=name)
+            line = axis.axhline(means[0], linestyle=":", color="black", label=label(name))
         else:
             spread = [statistics.stdev(each) if len(each) > 1 else 0.0 for each in values]
-            (line,) = axis.plot(at, means, marker="o", markersize=4, label=name)
+            (line,) = axis.plot(at, means, marker="o", markersize=4, label=label(name))
             low, high, alpha = means - spread, means + spread, min(0.2, 1 / len(curves))
             axis.fill_between(at, low, high, color=line.get_color(), alpha=alpha, linewidth=0)
         ends.append((means[-1], line))
@@ -134,7 +167,7 @@ def draw_losses(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -
     figure = Figure((6.4, 3.2), layout="constrained")
     axis = figure.subplots()
     for name, (steps, values) in curves.items():
-        axis.plot(steps, values, linewidth=1, label=name)
+        axis.plot(steps, values, linewidth=1, label=label(name))
     axis.set(xlabel="training steps of the generator", ylabel="squared error", yscale="log")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)

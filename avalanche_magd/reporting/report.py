@@ -1,20 +1,28 @@
-"""One page about one or more runs: tables and pictures of what was learnt, forgotten and spent."""
+"""One page about one or more runs: tables and pictures of what was learnt, forgotten and spent.
 
+The page is UTF-8 on any machine. Names and settings, of runs that may come from anyone, are shown
+as they are: none of them becomes Markdown, HTML or a link.
+"""
+
+import os
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
 from matplotlib.figure import Figure
 
-from avalanche_magd.reporting.plotting import DPI, draw_curves, draw_losses, draw_matrix
+from avalanche_magd.reporting.plotting import draw_curves, draw_losses, draw_matrix, save
 from avalanche_magd.reporting.run_logger import Row, Run, read_runs
+from avalanche_magd.runtime.markdown import escape, name_on_page, table
 
-STREAM: Final = re.compile(r"^([^/]+)/eval_phase/(\w+?)_stream(?:/Task\d+)?$")
-EXPERIENCE: Final = re.compile(r"^([^/]+)_Exp/eval_phase/(\w+?)_stream(?:/Task\d+)?/Exp(\d+)$")
+STREAM: Final = re.compile(r"(.+?)/eval_phase/(\w+?)_stream(?:/Task\d+)?", re.DOTALL)
+EXPERIENCE: Final = re.compile(
+    r"(.+?)_Exp/eval_phase/(\w+?)_stream(?:/Task\d+)?/Exp(\d{1,4})", re.DOTALL
+)
 ACCURACY: Final = "Top1_Acc"
 CURVES: Final = {
     ACCURACY: "accuracy",
@@ -39,19 +47,20 @@ def write_report(folder: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: there is no run.
+        ValueError: a run's files are damaged, or not what RunLogger writes.
     """
     folder = Path(folder)
     methods: dict[str, list[Run]] = defaultdict(list)
     for run in read_runs(folder):
         methods[run.name].append(run)
-    parts = [f"# {folder.resolve().name}", "## Results", _results(methods)]
+    parts = [f"# {escape(name_on_page(folder.resolve().name))}", "## Results", _results(methods)]
     parts += _curves(methods, folder)
     for name, runs in methods.items():
-        parts += [f"## {name}", *_of_method(runs[0], folder)]
+        parts += [f"## {escape(name_on_page(name))}", *_of_method(runs[0], folder)]
     parts += ["## Settings", _facts(methods, _settings)]
     parts += ["## Environment", _facts(methods, lambda run: run.environment)]
     page = folder / "report.md"
-    page.write_text("\n\n".join(parts) + "\n")
+    page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return page
 
 
@@ -59,7 +68,7 @@ def stream_values(row: Row) -> dict[str, float]:
     """What a row says of whole streams, under short names; the test stream's goes unnamed."""
     found = {}
     for name, value in row.values.items():
-        if (match := STREAM.match(name)) and not name.startswith(COUNTS):
+        if (match := STREAM.fullmatch(name)) and not name.startswith(COUNTS):
             short = match[1].removesuffix("_Stream").removeprefix("Stream")
             found[short if match[2] == "test" else f"{short} ({match[2]})"] = value
     return found
@@ -69,7 +78,7 @@ def experience_values(row: Row) -> dict[str, dict[int, float]]:
     """What a row says of each experience of the test stream, by short name and index."""
     found: dict[str, dict[int, float]] = defaultdict(dict)
     for name, value in row.values.items():
-        if (match := EXPERIENCE.match(name)) and match[2] == "test":
+        if (match := EXPERIENCE.fullmatch(name)) and match[2] == "test":
             found[match[1]][int(match[3])] = value
     return dict(found)
 
@@ -94,12 +103,6 @@ def figure(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3f}"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
 def _results(methods: dict[str, list[Run]]) -> str:
     """The last row of each run."""
     found = {name: [stream_values(run.rows[-1]) for run in runs] for name, runs in methods.items()}
@@ -109,8 +112,8 @@ def _results(methods: dict[str, list[Run]]) -> str:
         values = [[run[column] for run in found[name] if column in run] for column in columns]
         seconds = [run.rows[-1].train_seconds for run in runs]
         cells = [mean_and_spread(each) if each else "–" for each in [*values, seconds]]
-        rows.append([name, str(len(runs)), *cells])
-    return table(["method", "seeds", *columns, "training seconds"], rows)
+        rows.append([name_on_page(name), str(len(runs)), *cells])
+    return _table(["method", "seeds", *columns, "training seconds"], rows)
 
 
 def _curves(methods: dict[str, list[Run]], folder: Path) -> list[str]:
@@ -132,7 +135,7 @@ def _curves(methods: dict[str, list[Run]], folder: Path) -> list[str]:
 
 def _of_method(run: Run, folder: Path) -> list[str]:
     """Of one run: what the others cannot be averaged with."""
-    parts = [f"Seed {run.seed}."] if run.seed is not None else []
+    parts = [f"Seed {escape(str(run.seed))}."] if run.seed is not None else []
     if any((matrix := accuracy_matrix(run)).values()):
         file = run.folder / "accuracy-matrix.png"
         parts.append(_picture("accuracy by experience", file, folder, draw_matrix(matrix)))
@@ -144,16 +147,16 @@ def _of_method(run: Run, folder: Path) -> list[str]:
     if len(found := experience_values(run.rows[-1])) > 1:
         indices = sorted({index for values in found.values() for index in values})
         rows = [[name, *(figure(x.get(index)) for index in indices)] for name, x in found.items()]
-        parts.append(table(["experience", *(str(index + 1) for index in indices)], rows))
+        parts.append(_table(["experience", *(str(index + 1) for index in indices)], rows))
     last = run.rows[-1].values
     if counts := {name: f"{value:.0f}" for name, value in last.items() if COUNTS in name}:
         names = [name.removeprefix(COUNTS).split("_")[0] for name in counts]
         head = ["class seen by the classifier", *names]
-        parts.append(table(head, [["generated images", *counts.values()]]))
+        parts.append(_table(head, [["generated images", *counts.values()]]))
     if cost := {name.removeprefix(COST): value for name, value in last.items() if COST in name}:
         rows = [[name, f"{value:,.1f}".removesuffix(".0")] for name, value in cost.items()]
         rows.append(["seconds of strategy.eval", f"{run.rows[-1].eval_seconds:,.1f}"])
-        parts.append(table(["cost", "sum"], rows))
+        parts.append(_table(["cost", "sum"], rows))
     return parts
 
 
@@ -181,14 +184,22 @@ def _facts(methods: dict[str, list[Run]], facts: Callable[[Run], dict[str, str]]
     for key in keys:
         of: dict[str, list[str]] = defaultdict(list)
         for name, runs in found.items():
-            of[", ".join(sorted({run.get(key, "–") for run in runs}))].append(name)
+            of[", ".join(sorted({run.get(key, "–") for run in runs}))].append(name_on_page(name))
         for value, names in of.items():
             if value != "–":
                 rows.append([key, value, "all" if len(of) == 1 else ", ".join(names)])
-    return table(["", "", "of"], rows)
+    return _table(["", "", "of"], rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in which each cell is text."""
+    escaped = [[escape(cell) for cell in cells] for cells in (head, *rows)]
+    return table(escaped[0], escaped[1:])
 
 
 def _picture(title: str, file: Path, folder: Path, drawn: Figure | None = None) -> str:
     if drawn is not None:
-        drawn.savefig(file, dpi=DPI)
-    return f"![{title}]({quote(file.relative_to(folder).as_posix())})"
+        save(drawn, file)
+    # As bytes: a file's name need not be text in the locale.
+    path = os.fsencode(file.relative_to(folder).as_posix())
+    return f"![{escape(title)}]({quote(path)})"

@@ -1,21 +1,21 @@
 """A run's folder: what was set, what was measured after each experience, and pictures.
 
 ``run.json`` holds name, seed, settings and environment; ``rows.json`` one row for each number of
-experiences learnt; pictures are PNGs. :func:`~avalanche_magd.reporting.write_report` makes a page
-of one or more such folders.
+experiences learnt; both are JSON in UTF-8 on any machine. Pictures are PNGs.
+:func:`~avalanche_magd.reporting.write_report` makes a page of one or more such folders.
 """
 
-import contextlib
+import hashlib
+import inspect
 import json
-import os
-import platform
+import numbers
+import operator
+import re
 import time
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.evaluation.metric_results import AlternativeValues, TensorImage
 from avalanche.logging import BaseLogger
@@ -23,10 +23,15 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
-from avalanche_magd.reporting.plotting import DPI
+from avalanche_magd.reporting.environment import environment, settings_of
+from avalanche_magd.reporting.plotting import save
 from avalanche_magd.runtime.distributed import is_main_process
 
-PACKAGES = ("avalanche-magd", "avalanche-lib", "torch", "torchvision", "diffusers", "torchmetrics")
+PICTURES_OF_REPORTS: Final = (
+    *("accuracy-matrix", "losses"),
+    *("Top1_Acc", "FrechetDistance", "FID", "LabelAgreement"),
+)
+"""Files that ``write_report`` makes, without ``.png``: no metric's picture is called so."""
 
 
 @dataclass
@@ -60,14 +65,25 @@ class RunLogger(BaseLogger, SupervisedPlugin):
     """Writes a run's folder, for ``EvaluationPlugin(…, loggers=[RunLogger(…)])``.
 
     A run that :mod:`avalanche_magd.checkpoints` resumes goes on in its folder. Each file is whole
-    at any moment.
+    at any moment. If ``strategy.train`` was interrupted, by Ctrl-C or an error, the next
+    evaluation makes a row for the experiences that were learnt; of what was interrupted, the time
+    until its last callback counts.
+
+    Pictures are called as their metric, with ``_`` for ``/``. A metric whose name cannot be a
+    file's, or whose file would be another's (upper and lower case are the same to some systems),
+    gets a name with a digest.
 
     Args:
         folder: of this run alone.
         name: of the method; runs of the same name are the same method under other seeds. Default:
             the folder's.
         seed: of the run, for the report.
-        settings: anything else that the report should tell, in types that JSON knows.
+        settings: anything else that the report should tell, by name, in types that JSON knows;
+            others are written as ``str`` gives them.
+
+    Raises:
+        TypeError: ``name`` or a setting's name is not a string, ``seed`` is not an integer.
+        ValueError: ``settings`` cannot be written as JSON.
     """
 
     def __init__(
@@ -80,33 +96,70 @@ class RunLogger(BaseLogger, SupervisedPlugin):
     ) -> None:
         super().__init__()
         self.folder = Path(folder)
-        self.name = self.folder.name if name is None else name
-        self.seed = seed
-        self.settings = settings or {}
+        self.name = self.folder.resolve().name if name is None else name
+        self.settings = dict(settings or {})
+        for each in (self.name, *self.settings):
+            if not isinstance(each, str):
+                raise TypeError(f"The names of a run and its settings must be str, got {each!r}.")
+        try:
+            self.seed = None if seed is None else operator.index(seed)
+        except TypeError as error:
+            raise TypeError(f"seed must be an integer or None, got {seed!r}.") from error
+        try:
+            json.dumps(self.settings, default=str)
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"settings cannot be written as JSON: {error}. Give strings instead."
+            ) from error
         self.folder.mkdir(parents=True, exist_ok=True)
         self._rows: dict[int, Row] = {}
         self._news: dict[str, list[tuple[float, float]]] = {}
         self._seconds = {"train": 0.0, "eval": 0.0}
         self._since: dict[str, float] = {}
+        self._callbacks = (0.0, 0.0)
+        self._files: dict[str, str] = {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a checkpoint's state; earlier versions knew neither last callbacks nor files."""
+        self.__dict__.update({"_callbacks": (0.0, 0.0), "_files": {}, **state})
+
+    def log_metrics(self, metric_values: Any) -> None:
+        """Note when the newest callback, and the one before, were; log what is new.
+
+        The evaluator calls this at each callback, before the callback itself.
+        """
+        self._callbacks = (self._callbacks[1], time.perf_counter())
+        super().log_metrics(metric_values)
 
     def log_single_metric(self, name: str, value: Any, x_plot: int) -> None:
         """Keep a number for the next row; write a picture."""
         if isinstance(value, AlternativeValues):
             value = value.best_supported_value(TensorImage, Image.Image, Figure, float, int)
-        file = self.folder / (name.replace("/", "_") + ".png")
         if not is_main_process():
             return
-        if isinstance(value, int | float):
+        if isinstance(value, numbers.Real):
             self._news.setdefault(name, []).append((float(x_plot), float(value)))
         elif isinstance(value, TensorImage):
-            to_pil_image(value.image).save(file)
+            to_pil_image(value.image).save(self._picture(name))
         elif isinstance(value, Image.Image):
-            value.save(file)
+            value.save(self._picture(name))
         elif isinstance(value, Figure):
-            value.savefig(file, dpi=DPI)
+            save(value, self._picture(name))
+
+    def _picture(self, metric: str) -> Path:
+        """The file of a metric's pictures, in the run's folder and of this metric alone."""
+        plain = metric.replace("/", "_")
+        is_plain = re.fullmatch(r"[A-Za-z0-9_-]{1,120}", plain) is not None
+        if plain.lower() in map(str.lower, PICTURES_OF_REPORTS):
+            is_plain = False
+        if not is_plain or self._files.setdefault(plain.lower(), metric) != metric:
+            digest = hashlib.sha256(metric.encode("utf-8", "surrogatepass")).hexdigest()
+            plain = f"{re.sub('[^A-Za-z0-9_-]', '_', plain)[:120]}-{digest[:12]}"
+        return self.folder / f"{plain}.png"
 
     def before_training(self, strategy: Any, metric_values: Any, **kwargs: Any) -> None:
         """Start the clock."""
+        self._stop_interrupted()
         self._since["train"] = time.perf_counter()
 
     def after_training(self, strategy: Any, metric_values: Any, **kwargs: Any) -> None:
@@ -114,12 +167,15 @@ class RunLogger(BaseLogger, SupervisedPlugin):
         self._seconds["train"] += time.perf_counter() - self._since.pop("train")
 
     def before_eval(self, strategy: Any, metric_values: Any, **kwargs: Any) -> None:
-        """Start the clock."""
+        """Start the clock; not for evaluations within an experience, whose time is training's."""
+        if "train" in self._since and _is_running("train", strategy):
+            return
+        self._stop_interrupted()
         self._since["eval"] = time.perf_counter()
 
     def after_eval(self, strategy: Any, metric_values: Any, **kwargs: Any) -> None:
         """Write what is set, and the row; not for evaluations within an experience."""
-        if "train" in self._since:
+        if "eval" not in self._since:
             return
         self._seconds["eval"] += time.perf_counter() - self._since.pop("eval")
         if not is_main_process():
@@ -130,26 +186,43 @@ class RunLogger(BaseLogger, SupervisedPlugin):
         row.values |= {name: points[-1][1] for name, points in self._news.items()}
         row.curves |= {name: points for name, points in self._news.items() if len(points) > 1}
         self._news = {}
-        settings, host = _settings(strategy) | self.settings, environment(strategy.device)
+        settings, host = settings_of(strategy) | self.settings, environment(strategy.device)
         about = {"name": self.name, "seed": self.seed, "settings": settings, "environment": host}
         rows = [asdict(row) for row in self._rows.values()]
         for name, content in (("run.json", about), ("rows.json", rows)):
             partial = self.folder / f"{name}.partial"
-            partial.write_text(json.dumps(content, indent=1, default=str))
+            partial.write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")
             partial.replace(self.folder / name)
+
+    def _stop_interrupted(self) -> None:
+        """Stop the clock of what was interrupted, at the last callback before the present one."""
+        for what in list(self._since):
+            self._seconds[what] += max(0.0, self._callbacks[0] - self._since.pop(what))
+
+
+def _is_running(method: str, strategy: Any) -> bool:
+    """Whether a method of this strategy has called us.
+
+    Its attributes do not tell: those of an interrupted method stay as they were.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == method and frame.f_locals.get("self") is strategy:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def read_runs(folder: str | Path) -> list[Run]:
-    """All runs in a folder and those below it, by name and seed.
+    """All runs in a folder and those below it that were evaluated, by folder.
 
     Raises:
         FileNotFoundError: there is none.
+        ValueError: a run's files are damaged, or not what RunLogger writes.
     """
-    runs = []
-    for file in sorted(Path(folder).rglob("run.json")):
-        if (rows := file.with_name("rows.json")).exists():
-            known = [Row(**row) for row in json.loads(rows.read_text())]
-            runs.append(Run(file.parent, **json.loads(file.read_text()), rows=known))
+    files = sorted(Path(folder).rglob("run.json"))
+    found = [_read_run(file) for file in files if file.with_name("rows.json").exists()]
+    runs = [run for run in found if run.rows]
     if not runs:
         raise FileNotFoundError(
             f"{folder} holds no run that was evaluated: give RunLogger(folder) to the "
@@ -158,40 +231,34 @@ def read_runs(folder: str | Path) -> list[Run]:
     return runs
 
 
-def environment(device: torch.device | str = "cpu") -> dict[str, str]:
-    """Machine and versions."""
-    device = torch.device(device)
-    known = {
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "threads": f"{torch.get_num_threads()} of {os.cpu_count()}",
-    }
-    for package in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            known[package] = version(package)
-    return known
+def _read_run(file: Path) -> Run:
+    """The run of a ``run.json`` and the ``rows.json`` beside it; unknown entries are left out."""
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+        rows = json.loads(file.with_name("rows.json").read_text(encoding="utf-8"))
+        return Run(
+            folder=file.parent,
+            name=str(about["name"]),
+            seed=about["seed"],
+            settings=dict(about["settings"]),
+            environment={name: str(value) for name, value in about["environment"].items()},
+            rows=[_read_row(row) for row in rows],
+        )
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        raise ValueError(
+            f"run.json or rows.json in {file.parent} is damaged, or not what RunLogger writes "
+            f"({type(error).__name__}: {error}): remove this folder, or run it again."
+        ) from error
 
 
-def _settings(strategy: Any) -> dict[str, Any]:
-    """What Avalanche's strategies and this package's plugin are set to."""
-    optimizer = strategy.optimizer  # some of Avalanche's strategies need none
-    rate = optimizer.param_groups[0]["lr"] if optimizer else 0.0
-    found = {
-        "strategy": type(strategy).__name__,
-        "model": type(strategy.model).__name__,
-        "parameters": sum(each.numel() for each in strategy.model.parameters()),
-        "optimizer": optimizer and f"{type(optimizer).__name__}, lr {rate:g}",
-        "epochs": getattr(strategy, "train_epochs", None),
-        "mini-batch": strategy.train_mb_size,
-    }
-    for plugin in strategy.plugins:
-        training: Any = getattr(plugin, "generator_strategy", None)
-        if hasattr(training, "distillation"):
-            network = training.model.network
-            found |= {
-                "generator's parameters": sum(each.numel() for each in network.parameters()),
-                "generator's steps": training.train_iterations,
-                "distillation": repr(training.distillation),
-            }
-    return {name: value for name, value in found.items() if value is not None}
+def _read_row(row: Any) -> Row:
+    return Row(
+        experiences=int(row["experiences"]),
+        train_seconds=float(row["train_seconds"]),
+        eval_seconds=float(row["eval_seconds"]),
+        values={name: float(value) for name, value in row["values"].items()},
+        curves={
+            name: [(float(x), float(y)) for x, y in points]
+            for name, points in row["curves"].items()
+        },
+    )

@@ -198,7 +198,7 @@ def test_samplers_say_what_they_are_and_equal_those_with_the_same_settings() -> 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.5, math.nan])
 def test_an_eta_outside_its_range_is_refused(eta: float) -> None:
-    with pytest.raises(ValueError, match=f"eta must be between 0 and 1, got {eta}"):
+    with pytest.raises(ValueError, match=f"eta must be a number from 0 to 1, got {eta}"):
         DDIM(eta)
 
 

@@ -237,7 +237,7 @@ def test_training_stops_at_a_gradient_that_is_not_finite(
     with pytest.raises(FloatingPointError, match=r"gradient is (nan|inf) at iteration 5"):
         stopped.train(digits.train_stream[0], eval_streams=[])
     assert all(bool(parameter.isfinite().all()) for parameter in stopped.model.parameters())
-    assert stopped.model.generate(2).isfinite().all()
+    assert stopped.model.classes == []
     # The next run goes on from the last step saved, the third.
     again = build([1.0] * 8)
     again.train(digits.train_stream[0], eval_streams=[])

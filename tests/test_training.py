@@ -238,6 +238,8 @@ def test_training_stops_at_a_gradient_that_is_not_finite(
         stopped.train(digits.train_stream[0], eval_streams=[])
     assert all(bool(parameter.isfinite().all()) for parameter in stopped.model.parameters())
     assert stopped.model.classes == []
+    stopped.model.add_classes(digits.train_stream[0].classes_in_this_experience)
+    assert stopped.model.generate(2).isfinite().all()
     # The next run goes on from the last step saved, the third.
     again = build([1.0] * 8)
     again.train(digits.train_stream[0], eval_streams=[])

@@ -1,7 +1,9 @@
-"""Small plugins of Avalanche, and a terminal that remembers its text."""
+"""Small plugins of Avalanche, a terminal that remembers its text, and a disk that is full."""
 
 import io
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from avalanche.core import SupervisedPlugin
@@ -26,6 +28,17 @@ def stop_after(steps: int, error: type[BaseException]) -> SupervisedPlugin:
             raise error
 
     return at("before_backward", stop)
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """The system refuses to write more bytes into any file, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 class Terminal(io.StringIO):

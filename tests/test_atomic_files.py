@@ -1,9 +1,12 @@
 """A file is read whole, or it is refused and the previous file is read."""
 
+import os
+import time
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
+from callbacks import largest_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -64,6 +67,24 @@ def test_a_file_stays_as_it_was_when_writing_is_interrupted(tmp_path: Path) -> N
     with pytest.raises(KeyboardInterrupt):
         write_file(file, fail)
     assert get(file) == b"before"
+
+
+def test_a_file_stays_as_it_was_when_there_is_no_room_for_another(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    put(file, b"before")
+    with largest_file(1000), pytest.raises(OSError, match=r"file cannot be written.* 2,000 bytes"):
+        put(file, bytes(2000))
+    assert get(file) == b"before"
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_killed_processes_left_half_written_is_removed_after_an_hour(tmp_path: Path) -> None:
+    ages = {".file." + "0" * 32: 2 * 3600, ".file." + "1" * 32: 60, ".file.more": 7200}
+    for name, age in ages.items():
+        (tmp_path / name).write_bytes(b"half")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    put(tmp_path / "file", b"content")
+    assert {each.name for each in tmp_path.iterdir()} == {"file", *list(ages)[1:]}
 
 
 def test_a_file_that_the_reader_refuses_is_refused_with_the_readers_reason(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from avalanche_magd.diffusion import DDIM, DPMSolver, UniPC
 from avalanche_magd.diffusion.samplers import Sampler
 from avalanche_magd.diffusion.sampling import jittered_grid, sample
 from avalanche_magd.distillation import CGGD, MAGD, Distillation, baselines
-from avalanche_magd.distillation.cuda_graphs import WARM_UP
+from avalanche_magd.distillation.cuda_graphs import WARM_UP, RecordedGenerator
 from avalanche_magd.metrics import generation_metrics, train_evaluation_classifier
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -35,6 +35,24 @@ def full_precision() -> Iterator[None]:
 
 def small(**kwargs: Any) -> Distillation:
     return Distillation(pool_size=20, num_inference_steps=3, **kwargs)
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_recorded_gradients_replace_those_before_or_are_added_to_them(
+    full_precision: None, set_to_none: bool
+) -> None:
+    generator = tiny_generator(classes=(0, 1)).to(CUDA).train()
+    batch = torch.rand(4, 1, 8, 8), torch.arange(4) * 200, torch.arange(4) % 2
+    batch = tuple(each.to(CUDA) for each in batch)
+    generator(*batch).square().sum().backward()
+    wanted = [each.grad.clone() for each in generator.parameters()]
+    recorded = RecordedGenerator(generator)
+    for backwards in (1, 1, 2):
+        generator.zero_grad(set_to_none=set_to_none)
+        for _ in range(backwards):
+            recorded(*batch).square().sum().backward()
+        for each, gradient in zip(generator.parameters(), wanted, strict=True):
+            torch.testing.assert_close(each.grad, backwards * gradient, rtol=1e-4, atol=1e-5)
 
 
 def test_replay_and_metrics_of_generation_run_on_the_gpu(digits: Any) -> None:

@@ -587,6 +587,13 @@ def test_arguments_of_the_training_are_refused_beside_a_generator_strategy(
         MAGDPlugin(tiny_training(), **arguments)
 
 
+def test_a_pool_smaller_than_the_first_experiences_classes_is_refused_in_it(digits: Any) -> None:
+    plugin = tiny_plugin(pool_size=1)
+    with pytest.raises(ValueError, match="pool_size=1 leaves some of the 2 classes"):
+        naive([plugin]).train(digits.train_stream[0])
+    assert plugin.cost.training.forwards == 0
+
+
 def test_a_generator_strategy_that_is_no_magd_training_is_refused() -> None:
     model = nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -90,6 +90,7 @@ def test_the_table_keeps_double_precision_when_the_generator_is_cast() -> None:
         (("velocity",), "prediction_type must be one of epsilon, v_prediction, sample"),
         (("epsilon", "cosine"), "beta_schedule must be one of linear"),
         (("epsilon", "linear", 1), "num_train_timesteps must be at least 2"),
+        (("epsilon", "linear", 10**7), "num_train_timesteps must be a number from 2 to 100000"),
         (("epsilon", "linear", 1000, 0.02, 0.01), "beta_start and beta_end must rise"),
     ],
 )

@@ -1,6 +1,8 @@
 """The generator's training is resumed inside an experience, and ends with the same weights."""
 
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 import torch
 from avalanche.benchmarks import benchmark_from_datasets
 from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
-from callbacks import stop_after
+from callbacks import largest_file, stop_after
 from tiny import tiny_generator, tiny_training
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -18,6 +20,7 @@ from torch.utils.data import TensorDataset
 from avalanche_magd import MAGDTraining
 from avalanche_magd.distillation import CGGD, Distillation, baselines
 from avalanche_magd.distillation.solver import PastSolver
+from avalanche_magd.runtime import folder_lock
 from avalanche_magd.runtime.atomic_files import previous, write_file
 
 SMALL = Distillation(pool_size=12, num_inference_steps=4)
@@ -103,13 +106,60 @@ def test_an_interrupted_run_goes_on_in_the_same_process(digits: Any, tmp_path: P
     assert training.cost.training.backwards == before[1] + 7 * 16
 
 
+def test_training_goes_on_where_there_is_no_room_for_its_checkpoints(
+    digits: Any, tmp_path: Path
+) -> None:
+    stream = digits.train_stream[:1]
+    undisturbed = train(build(None), stream)
+    stopped = build(tmp_path, plugins=[stop_after(3, InterruptError)])
+    with pytest.raises(InterruptError):
+        train(stopped, stream)
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    going_on = build(tmp_path)
+    named = pytest.warns(UserWarning, match=r"experience-0.pt cannot be written.* goes on")
+    with named, largest_file(1000):
+        assert torch.equal(train(going_on, stream), undisturbed)
+    assert going_on.cost.training.backwards == 7 * 8
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from avalanche_magd.runtime.folder_lock import FolderLock
+lock = FolderLock()
+lock.hold(Path(sys.argv[1]), "checkpoint_folder")
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_folder_that_another_run_writes_to_is_refused_until_that_one_has_ended(
+    digits: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_lock, "WAIT", 0.1)
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        training = build(tmp_path)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="in use by another run"):
+                train(training, digits.train_stream[:1])
+        assert not training.model.classes
+        other.kill()
+    train(training, digits.train_stream[:1])
+    # One process may go on in its own folder: a copy that was pickled holds nothing of itself.
+    train(pickle.loads(pickle.dumps(training)), digits.train_stream[1:2])
+
+
 def test_a_finished_run_is_read_without_training(digits: Any, tmp_path: Path) -> None:
     stream = digits.train_stream[:2]
     first = train(build(tmp_path), stream)
     again = build(tmp_path)
     assert torch.equal(train(again, stream), first)
     assert again.cost.training.backwards == 0
-    assert {file.name for file in tmp_path.iterdir()} == {
+    assert {file.name for file in tmp_path.iterdir() if file.suffix} == {
         "experience-0.pt",
         "experience-0.pt.previous",
         "experience-1.pt",
@@ -228,8 +278,9 @@ def test_a_checkpoint_of_other_data_of_the_same_size_is_refused(
         train(build(tmp_path), [experience_of(images, labels)])
 
 
+@pytest.mark.parametrize("wrapped", [True, False], ids=["solver", "function"])
 def test_a_checkpoint_of_lessons_guided_by_another_solver_is_refused(
-    digits: Any, tmp_path: Path
+    digits: Any, tmp_path: Path, wrapped: bool
 ) -> None:
     guided = Distillation(pool_size=12, num_inference_steps=4, guidance=CGGD(classifier_scale=1.0))
     first, second = digits.train_stream[:2]
@@ -241,7 +292,8 @@ def test_a_checkpoint_of_lessons_guided_by_another_solver_is_refused(
         training = build(folder, distillation=guided)
         training.train(first, eval_streams=[])
         classifier = PastSolver(solver, training.model, training.device, training.cost.solver)
-        training.fill_pool(second, classifier)
+        function = lambda images, classes: solver(images)[:, classes]  # noqa: E731
+        training.fill_pool(second, classifier if wrapped else function)
         return train(training, [second])
 
     one, other = torch.eye(10, 64), -torch.eye(10, 64)

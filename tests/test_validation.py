@@ -70,7 +70,8 @@ def test_check_sample_gives_the_shape_of_an_image(label: Any) -> None:
     ("mbatch", "error", "message"),
     [
         ({"x": IMAGE}, TypeError, "lists of tensors .* got a dict"),
-        ([IMAGE, "label"], TypeError, "lists of tensors"),
+        ([IMAGE, "label"], TypeError, "lists of tensors .* got a list of Tensor, str: use"),
+        ([{"x": IMAGE}, IMAGE], TypeError, "lists of tensors .* got a list of dict, Tensor: use"),
         ([IMAGE] * 4, ValueError, "two or three columns, got 4"),
     ],
 )

@@ -11,6 +11,7 @@ read with ``weights_only=True``, which runs no code.
 """
 
 import hashlib
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple
@@ -27,11 +28,15 @@ from avalanche_magd.distillation.ema import WeightAverage
 from avalanche_magd.distillation.loss import LossCurves
 from avalanche_magd.distillation.solver import PastSolver
 from avalanche_magd.runtime.atomic_files import read_file, write_file
+from avalanche_magd.runtime.precision import PRECISION
 from avalanche_magd.runtime.random_state import global_states, set_global_states
 from avalanche_magd.runtime.validation import check_count
 
 FORMAT: Final = 2
 """Of the file; files of another format are refused."""
+
+SHOWN: Final = 100
+"""Images by whose answers a classifier is known again."""
 
 
 class TrainingState(NamedTuple):
@@ -52,7 +57,10 @@ class TrainingCheckpoint:
     def save_if_due(
         self, iteration: int, last: int, state: TrainingState, average: WeightAverage
     ) -> None:
-        """Save state and average of the weights, at every so many iterations and at the last."""
+        """Save state and average of the weights, at every so many iterations and at the last.
+
+        A file that cannot be written is a warning: the training goes on.
+        """
         if iteration != last and iteration % self.every:
             return
         content = {
@@ -67,7 +75,11 @@ class TrainingCheckpoint:
             "rng": state.rng.get_state(),
             "global_rng": global_states(state.generator.device),
         }
-        write_file(self.file, partial(torch.save, content))
+        try:
+            write_file(self.file, partial(torch.save, content))
+        except OSError as error:
+            after = "The generator's training goes on; if it is stopped, more steps are lost."
+            warnings.warn(f"{error.strerror}. {after}", stacklevel=2)
 
     def restore(self, state: TrainingState, average: WeightAverage) -> int:
         """Take over the last state saved; gives its iterations, 0 if no file can be used."""
@@ -104,8 +116,9 @@ def key_of(
 ) -> str:
     """A digest of everything that a training starts from.
 
-    The classifier, the solver of the past, counts where generation depends on it, but not on a
-    GPU, where a solver that is trained again ends with other weights.
+    The classifier, the solver of the past, counts where generation depends on it, by its weights
+    or, if it is any other function, by what it answers to the images. On a GPU it does not, where
+    a solver that is trained again ends with other weights.
     """
     digest = hashlib.sha256()
     groups = [
@@ -129,6 +142,10 @@ def key_of(
     used = distillation.guidance.needs_solver and state.generator.device.type == "cpu"
     if used and isinstance(classifier, PastSolver):
         tensors += [*classifier.model.parameters(), *classifier.model.buffers()]
+    elif used and classifier is not None and state.generator.classes:
+        x_0 = state.generator.pixel_range.normalize(torch.stack(images[:SHOWN]).to(PRECISION))
+        with torch.no_grad():
+            tensors.append(classifier(x_0, state.generator.classes))
     for tensor in tensors:
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -20,13 +20,14 @@ from torch import Tensor, nn
 
 from avalanche_magd.diffusion.schedule import Images
 from avalanche_magd.diffusion.text import PromptConditioned
+from avalanche_magd.runtime.precision import PRECISION
 
 
 def default_network(image_shape: tuple[int, int, int]) -> UNet2DModel:
     """A class-conditional UNet for this image shape, small enough for two CPU cores."""
     side = max(image_shape[1:])
     widths = (32, 32) if side <= 16 else (16, 32, 64) if side <= 40 else (16, 32, 64, 64)
-    return UNet2DModel(
+    network = UNet2DModel(
         in_channels=image_shape[0],
         out_channels=image_shape[0],
         block_out_channels=widths,
@@ -38,6 +39,7 @@ def default_network(image_shape: tuple[int, int, int]) -> UNet2DModel:
         resnet_time_scale_shift="scale_shift",
         num_class_embeds=1,
     )
+    return nn.Module.to(network, PRECISION)  # diffusers' own has a warning about it
 
 
 def check_network(network: nn.Module, channels: int) -> None:
@@ -152,7 +154,8 @@ def _grow_class_embedding(network: nn.Module, num_class_embeds: int) -> None:
     table = getattr(network, "class_embedding", None)
     if not isinstance(table, nn.Embedding) or table.num_embeddings >= num_class_embeds:
         return
-    grown = nn.Embedding(num_class_embeds, table.embedding_dim).to(table.weight)
+    grown = nn.Embedding(num_class_embeds, table.embedding_dim, dtype=PRECISION)
+    grown = grown.to(table.weight)
     grown.weight[: table.num_embeddings] = table.weight
     grown.requires_grad_(table.weight.requires_grad)
     network.class_embedding = grown

@@ -13,17 +13,18 @@ from typing import Final
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from avalanche_magd.diffusion.image_values import Image, ImageValues, Values, check_finite
 from avalanche_magd.diffusion.schedule import Images
+from avalanche_magd.runtime.precision import PRECISION, FixedPrecision
 
 MIN_SIDE: Final = 4
 BEYOND: Final = 1.2
 """How far images may go where their range ends at −1 and 1: further is clipped."""
 
 
-class PixelRange(nn.Module):
+class PixelRange(FixedPrecision):
     """The values that become −1 and 1, channel by channel; saved and moved with the generator.
 
     Args:
@@ -41,8 +42,8 @@ class PixelRange(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.known = False
-        self.register_buffer("low", torch.full((channels, 1, 1), -1.0))
-        self.register_buffer("high", torch.full((channels, 1, 1), 1.0))
+        self.register_buffer("low", torch.full((channels, 1, 1), -1.0, dtype=PRECISION))
+        self.register_buffer("high", torch.full((channels, 1, 1), 1.0, dtype=PRECISION))
 
     def set(
         self, low: Values | Sequence[float] | float, high: Values | Sequence[float] | float
@@ -56,8 +57,7 @@ class PixelRange(nn.Module):
         """
         device, channels = self.low.device, len(self.low)
         low, high = (
-            torch.as_tensor(end, dtype=torch.float32, device=device).flatten()
-            for end in (low, high)
+            torch.as_tensor(end, dtype=PRECISION, device=device).flatten() for end in (low, high)
         )
         if {len(low), len(high)} - {1, channels}:
             raise ValueError(

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from avalanche_magd.diffusion.guidance import AnyDenoiser, GuidedDenoiser, as_guided
 from avalanche_magd.diffusion.samplers import Sampler, UniPC
 from avalanche_magd.diffusion.schedule import Images, Indices, NoiseSchedule
+from avalanche_magd.runtime.precision import PRECISION, normal, uniform
 from avalanche_magd.runtime.validation import check_count
 
 DEFAULT_SAMPLER = UniPC()
@@ -133,8 +134,8 @@ def jittered_grid(
         )
     count = num_inference_steps - 1
     device = rng.device
-    edges = last * torch.linspace(0, 1, count + 1, device=device)[:, None] ** 1.5
-    jitter = torch.rand(count, batch_size, generator=rng, device=device)
+    edges = last * torch.linspace(0, 1, count + 1, device=device, dtype=PRECISION)[:, None] ** 1.5
+    jitter = uniform((count, batch_size), rng)
     nodes = (edges[:-1] + jitter * (edges[1:] - edges[:-1])).long()
     # Strata narrower than one timestep can share a node: push nodes apart within [0, T−1).
     rank = torch.arange(count, device=device)[:, None]
@@ -149,7 +150,7 @@ def interval_widths(timesteps: Int[Tensor, "k b"]) -> Float[Tensor, "k b"]:
 
     The widths of a run's nodes sum to T − 1.
     """
-    t = timesteps.float()
+    t = timesteps.to(PRECISION)
     middle = (t[:-1] + t[1:]) / 2
     return torch.cat([t[:1], middle]) - torch.cat([middle, torch.zeros_like(t[:1])])
 
@@ -204,7 +205,7 @@ def draw_start(
     generator: Any, count: int, num_inference_steps: int, rng: torch.Generator
 ) -> tuple[Images, Int[Tensor, "k b"]]:
     """Where so many reverse runs of K steps start: noise, and a grid for each."""
-    noise = torch.randn((count, *generator.latent_shape), generator=rng, device=rng.device)
+    noise = normal((count, *generator.latent_shape), rng)
     steps = generator.schedule.num_train_timesteps
     return noise, jittered_grid(num_inference_steps, steps, count, rng)
 

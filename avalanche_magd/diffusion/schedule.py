@@ -21,12 +21,13 @@ References:
 """
 
 import typing
-from typing import Literal
+from typing import Final, Literal
 
 from diffusers import DDIMScheduler
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
+from avalanche_magd.runtime.precision import FixedPrecision
 from avalanche_magd.runtime.validation import check_choice, check_count, check_number
 
 Images = Float[Tensor, "b c h w"]
@@ -35,8 +36,11 @@ Scales = Float[Tensor, "b 1 1 1"]
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 
+MAX_TIMESTEPS: Final = 100_000
+"""A hundred times the usual number; building a noise schedule of so many takes 0.2 s."""
 
-class NoiseSchedule(nn.Module):
+
+class NoiseSchedule(FixedPrecision):
     """Noise levels by timestep, and the conversions between ε, v and x_0.
 
     A module without parameters: its tables follow the generator from device to device.
@@ -44,7 +48,7 @@ class NoiseSchedule(nn.Module):
     Args:
         prediction_type: what the network's output means.
         beta_schedule: name of the noise schedule; its constants are those of diffusers.
-        num_train_timesteps: T, the number of noise levels.
+        num_train_timesteps: T, the number of noise levels, at most 100,000.
         beta_start: the first β; ``squaredcos_cap_v2`` ignores it.
         beta_end: the last β; ``squaredcos_cap_v2`` ignores it.
 
@@ -52,7 +56,7 @@ class NoiseSchedule(nn.Module):
         settings: the arguments, by name.
 
     Raises:
-        ValueError: an unknown name, fewer than two timesteps, or β not rising within (0, 1).
+        ValueError: an unknown name, too few or too many timesteps, or β not rising within (0, 1).
     """
 
     alphas_cumprod: Float[Tensor, " t"]
@@ -69,6 +73,7 @@ class NoiseSchedule(nn.Module):
         check_choice("prediction_type", prediction_type, typing.get_args(PredictionType))
         check_choice("beta_schedule", beta_schedule, typing.get_args(BetaSchedule))
         num_train_timesteps = check_count("num_train_timesteps", num_train_timesteps, at_least=2)
+        check_number("num_train_timesteps", num_train_timesteps, at_least=2, at_most=MAX_TIMESTEPS)
         beta_start = check_number("beta_start", beta_start, at_least=0, at_most=1)
         beta_end = check_number("beta_end", beta_end, at_least=0, at_most=1)
         if not 0 < beta_start < beta_end < 1:
@@ -88,13 +93,6 @@ class NoiseSchedule(nn.Module):
         # In double precision: near t = 0 the noise is what float32 would round away in 1 − ᾱ.
         alphas_cumprod = (1 - betas.double()).cumprod(0)
         self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)
-
-    def _apply(self, fn: typing.Any, recurse: bool = True) -> "NoiseSchedule":
-        """Follow the generator's device, but never its precision."""
-        table = self.alphas_cumprod
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.alphas_cumprod = table.to(self.alphas_cumprod.device)
-        return self
 
     def snr(self, t: Int[Tensor, "*b"]) -> Float[Tensor, "*b"]:
         """Signal-to-noise ratio ``ᾱ_t / (1 − ᾱ_t)``; larger is cleaner."""

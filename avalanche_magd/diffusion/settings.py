@@ -12,12 +12,10 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from avalanche_magd.diffusion.normalization import MIN_SIDE
-from avalanche_magd.diffusion.schedule import BetaSchedule, PredictionType
+from avalanche_magd.diffusion.schedule import MAX_TIMESTEPS, BetaSchedule, PredictionType
 
 MAX_VALUES: Final = 2**26
 """Values of one image, of all channels: 4,729 × 4,729 pixels in three channels."""
-MAX_TIMESTEPS: Final = 100_000
-"""A hundred times the usual number; building a noise schedule of so many takes 0.2 s."""
 INT64: Final = 2**63
 FLOAT32: Final = 3.4e38
 

@@ -42,6 +42,7 @@ from avalanche_magd.distillation.lessons import InputSource, LessonBatch, noised
 from avalanche_magd.distillation.magd import MAGD
 from avalanche_magd.distillation.nigd import lessons_at
 from avalanche_magd.distillation.teacher import Teacher
+from avalanche_magd.runtime.precision import normal, uniform
 
 generative_distillation = MAGD(trajectory_share=0.0)
 
@@ -58,7 +59,7 @@ def dgr(teacher: Teacher, labels: Indices, per_image: int) -> LessonBatch:
 def partial_generation(teacher: Teacher, labels: Indices, per_image: int) -> LessonBatch:
     """Runs that stop at a state drawn evenly over t; the teacher's output there is the target."""
     rng = teacher.rng
-    position = torch.rand(len(labels), per_image, generator=rng, device=rng.device)
+    position = uniform((len(labels), per_image), rng)
     if teacher.run is None:
         run = _stopped_run(teacher, labels, position.max(1).values)
     else:
@@ -70,9 +71,8 @@ def partial_generation(teacher: Teacher, labels: Indices, per_image: int) -> Les
 def gaussian_distillation(teacher: Teacher, labels: Indices, per_image: int) -> LessonBatch:
     """Pure noise, whatever t says; no image is needed."""
     lessons = _current_lessons(teacher, labels, per_image)
-    noise = torch.randn(lessons.x_t.shape, generator=teacher.rng, device=teacher.rng.device)
     source = torch.full_like(lessons.source, InputSource.NOISE)
-    lessons = lessons._replace(x_t=noise, source=source)
+    lessons = lessons._replace(x_t=normal(lessons.x_t.shape, teacher.rng), source=source)
     return teacher.relabel(lessons, torch.ones_like(lessons.labels, dtype=torch.bool))
 
 

@@ -26,6 +26,7 @@ from avalanche_magd.diffusion.guidance import (
     GuidedDenoiser,
 )
 from avalanche_magd.diffusion.label_map import NULL_LABEL
+from avalanche_magd.runtime.precision import uniform
 from avalanche_magd.runtime.validation import check_flag, check_number
 
 LABEL_DROPOUT: Final = 0.1
@@ -93,4 +94,4 @@ class CGGD:
 
 def null_mask(count: int, share: float, rng: torch.Generator) -> Bool[Tensor, " {count}"]:
     """Which of so many lessons are taught without a class: that share of them."""
-    return torch.rand(count, generator=rng, device=rng.device) < share
+    return uniform((count,), rng) < share

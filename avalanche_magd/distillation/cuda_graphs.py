@@ -39,8 +39,7 @@ class RecordedGenerator:
     The first batch is recorded, and each of its shape replayed from then on. On a CPU, and for
     networks that cannot be recorded, this is the call itself.
 
-    What a replay gives, predictions and gradients, is overwritten by the next one: who accumulates
-    gradients calls the generator itself.
+    What a replay predicts is overwritten by the next one.
 
     Args:
         generator: in training mode at each call.
@@ -143,5 +142,17 @@ class _Replay(torch.autograd.Function):
         recording: _Recording = ctx.recording
         ctx.recording = None  # the strategy's last output would keep it
         recording.gradient.copy_(gradient)
+        # A parameter may have taken the recorded tensor for its own: then what it has, which may
+        # be zeros, is what the replay's gradient is added to.
+        before = [
+            each.grad.clone() if each.grad is not None and _same_memory(each.grad, made) else None
+            for each, made in zip(recording.parameters, recording.gradients, strict=True)
+        ]
         recording.backward.replay()
-        return None, *(None if each is None else each.detach() for each in recording.gradients)
+        pairs = zip(before, recording.gradients, strict=True)
+        given = (made if own is None else own for own, made in pairs)
+        return None, *(None if each is None else each.detach() for each in given)
+
+
+def _same_memory(one: Tensor, other: Tensor | None) -> bool:
+    return other is not None and one.data_ptr() == other.data_ptr()

@@ -17,7 +17,7 @@ from avalanche_magd.diffusion.schedule import Indices
 from avalanche_magd.distillation.cost import Cost
 from avalanche_magd.distillation.distillation import Distillation
 from avalanche_magd.distillation.lessons import LessonBatch
-from avalanche_magd.distillation.pool import Pool
+from avalanche_magd.distillation.pool import Pool, check_pool_size
 from avalanche_magd.distillation.teacher import Mode, Teacher
 from avalanche_magd.runtime.distributed import Processes, is_main_process, process_count, rank
 from avalanche_magd.runtime.random_state import SeededGenerator
@@ -52,11 +52,7 @@ class Generation:
         Raises:
             ValueError: the pool is smaller than the number of classes.
         """
-        if len(pool.labels) < len(teacher.classes):
-            raise ValueError(
-                f"pool_size={len(pool.labels)} leaves some of the {len(teacher.classes)} classes "
-                "without an image: make it several times larger."
-            )
+        check_pool_size(len(pool.labels), len(teacher.classes))
         generator, device = teacher.generator, teacher.rng.device
         labels = balanced_labels(count, teacher.classes, teacher.rng, pool.counts)
         batches = _batches(labels, inference_batch_size(generator.latent_shape, device, generator))

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from avalanche_magd.diffusion.schedule import NoiseSchedule
+from avalanche_magd.runtime.precision import normal, uniform
 
 
 class InputSource(IntEnum):
@@ -95,11 +96,11 @@ def noised_lessons(
         source: where the images come from.
     """
     count = len(x_0)
-    jitter = torch.rand(count, generator=rng, device=rng.device)
+    jitter = uniform((count,), rng)
     strata = torch.randperm(count, generator=rng, device=rng.device)
     t = ((strata + jitter) * (schedule.num_train_timesteps / count)).long()
     t = t.clamp(max=schedule.num_train_timesteps - 1)
-    noise = torch.randn(x_0.shape, generator=rng, device=rng.device)
+    noise = normal(x_0.shape, rng)
     return LessonBatch(
         schedule.add_noise(x_0, noise, t),
         t,
@@ -121,7 +122,7 @@ def renoise(
 
     Their targets are stale afterwards: the teacher has to relabel them.
     """
-    noise = torch.randn(x_0.shape, generator=rng, device=rng.device)
+    noise = normal(x_0.shape, rng)
     x_t = lessons.x_t.clone()
     x_t[mask] = schedule.add_noise(x_0, noise, lessons.t[mask])
     source = lessons.source.masked_fill(mask, InputSource.CURRENT)

@@ -76,7 +76,7 @@ class LossCurves:
     def add(self, errors: Float[Tensor, " n"], source: Int[Tensor, " n"]) -> CurvePoint | None:
         """Count a training step; gives a point if one is complete."""
         if self._sums is None:
-            self._sums = torch.zeros(2, len(InputSource), device=errors.device)
+            self._sums = errors.new_zeros(2, len(InputSource))
         columns = torch.stack([errors, torch.ones_like(errors)])
         self._sums.index_add_(1, source.long(), columns)
         self._steps += 1

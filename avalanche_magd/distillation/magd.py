@@ -18,8 +18,6 @@ References:
 
 from dataclasses import dataclass
 
-import torch
-
 from avalanche_magd.diffusion.schedule import Indices
 from avalanche_magd.distillation.lessons import (
     InputSource,
@@ -30,6 +28,7 @@ from avalanche_magd.distillation.lessons import (
 from avalanche_magd.distillation.nigd import trajectory_lessons
 from avalanche_magd.distillation.sggd import SnrBand, check_snr_band, outside_band
 from avalanche_magd.distillation.teacher import Teacher
+from avalanche_magd.runtime.precision import uniform
 from avalanche_magd.runtime.validation import check_number
 
 
@@ -59,7 +58,7 @@ class MAGD:
         schedule, rng = teacher.generator.schedule, teacher.rng
         run = teacher.trajectories(labels)
         lessons = trajectory_lessons(run, per_image, rng)
-        again = torch.rand(len(lessons.t), generator=rng, device=rng.device)
+        again = uniform(lessons.t.shape, rng)
         again = again >= self.trajectory_share
         if again.any():
             images = run.images.repeat_interleave(per_image, 0)[again]

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from avalanche_magd.diffusion.sampling import Trajectory, interval_widths, steps_at
 from avalanche_magd.distillation.lessons import InputSource, LessonBatch
+from avalanche_magd.runtime.precision import PRECISION, uniform
 
 
 def trajectory_lessons(
@@ -42,7 +43,7 @@ def trajectory_lessons(
         step = torch.arange(lessons_per_image, device=device).expand(count, -1)
         weight = widths.T
     else:
-        jitter = torch.rand(count, lessons_per_image, generator=rng, device=device)
+        jitter = uniform((count, lessons_per_image), rng)
         stratum = torch.arange(lessons_per_image, device=device)
         step = steps_at(widths, (stratum + jitter) / lessons_per_image)
         weight = (widths.sum(0) / lessons_per_image)[:, None].expand(-1, lessons_per_image)
@@ -59,5 +60,5 @@ def lessons_at(trajectory: Trajectory, step: Int[Tensor, "b n"]) -> LessonBatch:
         trajectory.labels.repeat_interleave(step.shape[1]),
         trajectory.outputs[index].flatten(0, 1),
         torch.full_like(t, InputSource.STATE, dtype=torch.int8),
-        torch.ones_like(t, dtype=torch.float32),
+        torch.ones_like(t, dtype=PRECISION),
     )

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from avalanche_magd.distillation.lessons import LessonBatch, rows_of
 from avalanche_magd.runtime.memmap import allocate
+from avalanche_magd.runtime.precision import PRECISION
 
 
 class Pool:
@@ -57,7 +58,7 @@ class Pool:
     ) -> None:
         rows, latent_shape = size * lessons_per_image, latent_shape or image_shape
         self.folder = folder
-        self.images = allocate((size, *image_shape), torch.float32, device, folder)
+        self.images = allocate((size, *image_shape), PRECISION, device, folder)
         self.labels = torch.zeros(size, dtype=torch.int64, device=device)
         self.lessons = LessonBatch(
             x_t=allocate((rows, *latent_shape), torch.float16, device, folder),
@@ -65,7 +66,7 @@ class Pool:
             labels=torch.zeros(rows, dtype=torch.int64, device=device),
             target=allocate((rows, *latent_shape), torch.float16, device, folder),
             source=torch.zeros(rows, dtype=torch.int8, device=device),
-            weight=torch.zeros(rows, device=device),
+            weight=torch.zeros(rows, dtype=PRECISION, device=device),
         )
         # The pass that filled a slot; 0 while it is empty, −1 until its pass has ended.
         self._pass = torch.zeros(size, dtype=torch.int64, device=device)
@@ -126,7 +127,7 @@ class Pool:
         Lessons are as many of each image as a slot has, those of an image next to one another.
         """
         self._pass[slots] = -1
-        self.images[slots.to(self.images.device)] = images.to(self.images.device)
+        self.images[slots.to(self.images.device)] = images.to(self.images)
         self.labels[slots] = labels
         if lessons is None:
             return
@@ -167,7 +168,7 @@ class Pool:
     def draw_lessons(self, count: int, rng: torch.Generator) -> LessonBatch:
         """Lessons spread evenly over t and classes, in single precision."""
         index = stratified_draw(self._cumulative_lessons, count, rng)
-        return self.lessons.rows(self._by_t[index]).cast(torch.float32)
+        return self.lessons.rows(self._by_t[index]).cast(PRECISION)
 
     def images_of(self, slots: Int[Tensor, " n"]) -> Float[Tensor, "n c h w"]:
         """Images in these slots, on the slots' device."""
@@ -199,6 +200,19 @@ def stratified_draw(
     jitter = torch.rand(count, generator=rng, device=cumulative.device, dtype=torch.float64)
     position = (strata + jitter) / count * cumulative[-1]
     return torch.searchsorted(cumulative, position, right=True).clamp(max=len(cumulative) - 1)
+
+
+def check_pool_size(pool_size: int, classes: int) -> None:
+    """Refuse a pool in which a class would have no image.
+
+    Raises:
+        ValueError: there are more classes than images.
+    """
+    if pool_size < classes:
+        raise ValueError(
+            f"pool_size={pool_size} leaves some of the {classes} classes without an image: make "
+            "it several times larger."
+        )
 
 
 def image_bytes(pixels: int) -> int:

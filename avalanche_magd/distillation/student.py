@@ -21,6 +21,7 @@ from avalanche_magd.distillation.ema import WeightAverage
 from avalanche_magd.distillation.lessons import LessonBatch, noised_lessons
 from avalanche_magd.distillation.loss import squared_errors
 from avalanche_magd.runtime.distributed import Processes
+from avalanche_magd.runtime.precision import PRECISION
 
 
 def real_lessons(
@@ -44,7 +45,7 @@ def real_lessons(
     else:
         ids = generator.label_map.known_ids_of(labels, tasks)
         ids = ids.masked_fill(null_mask(len(ids), null_share, rng), NULL_LABEL)
-    x_0 = generator.pixel_range.normalize(images.float())
+    x_0 = generator.pixel_range.normalize(images.to(PRECISION))
     return noised_lessons(generator.schedule, x_0, ids, rng)
 
 
@@ -99,7 +100,7 @@ class Student:
 
     def _accumulate(self, lessons: LessonBatch, loss: Loss) -> Float[Tensor, "m c h w"]:
         device = lessons.t.device
-        errors = torch.zeros(len(lessons.t), device=device, requires_grad=True)
+        errors = lessons.target.new_zeros(len(lessons.t), requires_grad=True)
         (weights,) = torch.autograd.grad(loss(errors), errors)
         mine = torch.arange(len(errors), device=device)[self.processes.mine()]
         predictions = []

@@ -27,6 +27,7 @@ from avalanche_magd.diffusion.sampling import (
 from avalanche_magd.diffusion.schedule import Images, Indices
 from avalanche_magd.distillation.cggd import CGGD, null_mask
 from avalanche_magd.distillation.lessons import LessonBatch
+from avalanche_magd.runtime.precision import PRECISION
 
 CurrentImages = Callable[[int, torch.Generator], Images]
 """That many images of the current experience, drawn at random, in [−1, 1]."""
@@ -38,7 +39,7 @@ def drawn_from(dataset: Any, generator: DiffusionGenerator) -> CurrentImages:
     def draw(count: int, rng: torch.Generator) -> Images:
         rows = torch.randint(len(dataset), (count,), generator=rng, device=rng.device)
         images = torch.stack([dataset[row][0] for row in rows.tolist()])
-        return generator.pixel_range.normalize(images.float().to(rng.device))
+        return generator.pixel_range.normalize(images.to(rng.device, PRECISION))
 
     return draw
 

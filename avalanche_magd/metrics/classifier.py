@@ -20,6 +20,7 @@ from torchmetrics.functional import kl_divergence
 from avalanche_magd.diffusion.label_map import NULL_LABEL, LabelMap, classes_of
 from avalanche_magd.diffusion.schedule import Images, Indices
 from avalanche_magd.runtime.atomic_files import read_file, write_file
+from avalanche_magd.runtime.precision import PRECISION
 from avalanche_magd.runtime.random_state import random_states_kept, seeded
 from avalanche_magd.runtime.validation import check_seed
 
@@ -49,6 +50,7 @@ class EvaluationClassifier(nn.Module):
         pooled = [nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64 * 16, FEATURES)]
         self.body = nn.Sequential(narrow, nn.ReLU(), nn.MaxPool2d(2), wide, *pooled)
         self.head = nn.Linear(FEATURES, len(self.label_map.ids))
+        self.to(PRECISION)
 
     def features(self, images: Images) -> Float[Tensor, "b f"]:
         """Inputs of the last layer."""

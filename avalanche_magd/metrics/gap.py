@@ -18,6 +18,7 @@ from torch import Tensor
 from avalanche_magd.diffusion.guidance import Denoiser
 from avalanche_magd.diffusion.sampling import reverse_runs
 from avalanche_magd.diffusion.schedule import Images, Indices
+from avalanche_magd.runtime.precision import normal
 
 Bins = Float[Tensor, " bins"]
 
@@ -60,7 +61,7 @@ def forward_backward_gap(
     for run in reverse_runs(generator, labels, num_inference_steps, rng):
         count = len(run.labels)
         for state, t, output in zip(run.states, run.timesteps, run.outputs, strict=True):
-            noise = torch.randn(state.shape, generator=rng, device=rng.device)
+            noise = normal(state.shape, rng)
             noised = schedule.add_noise(images[start : start + count], noise, t)
             answer = generator(noised, t, run.labels)
             of_student = (output, answer)

@@ -15,6 +15,7 @@ from torch import Tensor
 from avalanche_magd.diffusion.sampling import Trajectory, jittered_grid, sample
 from avalanche_magd.distillation.teacher import Teacher
 from avalanche_magd.reporting.plotting import draw_grid, to_image
+from avalanche_magd.runtime.precision import normal
 from avalanche_magd.runtime.validation import check_seed
 
 MAX_ROWS: Final = 20
@@ -36,7 +37,7 @@ def fixed_runs(teacher: Teacher, classes: list[int], seed: int) -> Trajectory:
     for label in classes:
         # On the CPU, one class at a time: neither the device nor the other classes matter.
         rng = torch.Generator().manual_seed(((seed << 32) + label) % 2**63)
-        noise.append(torch.randn(generator.latent_shape, generator=rng))
+        noise.append(normal(generator.latent_shape, rng))
         grids.append(jittered_grid(steps, levels, 1, rng))
     with generator.frozen():
         return sample(

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from avalanche_magd.runtime.markdown import name_on_page, one_line
+from avalanche_magd.runtime.precision import PRECISION
 
 DPI: Final = 110
 LABEL_LENGTH: Final = 40
@@ -76,7 +77,7 @@ def draw_grid(
     channels, height, width = images[0].shape
     gap = max(1, width // 16)
     shape = (len(rows) * (height + gap), len(columns) * (width + gap))
-    canvas = torch.ones(channels if channels == 3 else 1, *shape)
+    canvas = torch.ones(channels if channels == 3 else 1, *shape, dtype=PRECISION)
     for row, of_row in enumerate(cells):
         for column, image in enumerate(of_row):
             if image is not None:

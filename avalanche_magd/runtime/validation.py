@@ -246,9 +246,11 @@ def check_minibatch(mbatch: Any, image_shape: tuple[int, int, int] | None = None
         ValueError: another number of columns than two or three, or images of another shape.
     """
     if not isinstance(mbatch, list) or not all(isinstance(column, Tensor) for column in mbatch):
+        columns = [type(column).__name__ for column in mbatch] if isinstance(mbatch, list) else ()
         raise TypeError(
             "MAGD needs mini-batches that are lists of tensors (images, classes and maybe task "
-            f"labels), got a {type(mbatch).__name__}: use Avalanche's default collate function."
+            f"labels), got a {type(mbatch).__name__}{' of ' * bool(columns)}{', '.join(columns)}: "
+            "use samples (image, class) and Avalanche's default collate function."
         )
     if len(mbatch) not in (2, 3):
         raise ValueError(

@@ -32,10 +32,12 @@ from avalanche_magd.distillation import Distillation, LessonBatch, Pool, Teacher
 from avalanche_magd.distillation.cost import Cost
 from avalanche_magd.distillation.generation import Generation, lesson_classes
 from avalanche_magd.distillation.loss import LossCurves, current_share, squared_errors, total_loss
+from avalanche_magd.distillation.pool import check_pool_size
 from avalanche_magd.distillation.student import Student, real_lessons
 from avalanche_magd.distillation.teacher import drawn_from
 from avalanche_magd.runtime.deprecation import OLD_TRAINING_ARGUMENTS, old_arguments
 from avalanche_magd.runtime.distributed import process_count
+from avalanche_magd.runtime.folder_lock import FolderLock
 from avalanche_magd.runtime.validation import check_count, check_folder, check_number, check_share
 from avalanche_magd.training.template import (
     IterationsTemplate,
@@ -63,7 +65,7 @@ class MAGDTraining(IterationsTemplate):
         max_grad_norm: gradients are clipped to this norm.
         checkpoint_folder: where each experience's training is saved as it goes, so that a killed
             run, started again, goes on from there; what it had spent is not counted again. Parts
-            of online streams are not saved, nor is the state of other plugins.
+            of online streams are not saved, nor is the state of other plugins. Of one run alone.
         seed: of everything random here. Default: torch's initial seed.
         **base_kwargs: of Avalanche's ``SupervisedTemplate``; there is no ``evaluator`` by default.
 
@@ -77,6 +79,7 @@ class MAGDTraining(IterationsTemplate):
     Raises:
         TypeError: ``model`` is not a :class:`DiffusionGenerator`, or a count is no integer.
         ValueError: an argument is out of range.
+        OSError: ``checkpoint_folder`` cannot be written to.
     """
 
     def __init__(
@@ -115,6 +118,7 @@ class MAGDTraining(IterationsTemplate):
         self._student: Student | None = None
         self._lessons: LessonBatch | None = None
         self._checkpoint: TrainingCheckpoint | None = None
+        self._folder_lock = FolderLock()
         self._w_new = 1.0
         self._known = model.label_map
         self._filled_for: tuple[Any, ...] | None = None
@@ -162,20 +166,18 @@ class MAGDTraining(IterationsTemplate):
         start = "what the generator's training starts from"
         self.generation.processes.check_same(key.encode(), start, self.device)
         classes = old_classes(self.model, experience)
+        check_pool_size(self.distillation.pool_size, len(classes or classes_of(dataset)))
         self._checkpoint = self.teacher = None
         if not is_online_subexperience(experience):
             self.pool = self._student = None
             if self.checkpoint_folder is not None:
+                self._folder_lock.hold(self.checkpoint_folder, "checkpoint_folder")
                 file = self.checkpoint_folder / f"experience-{self.clock.train_exp_counter}.pt"
                 self._checkpoint = TrainingCheckpoint(file, key, self.checkpoint_every)
         if classes:
-            self.teacher = self.distillation.teacher(
-                self.model,
-                classes,
-                self.rng,
-                classifier=classifier,
-                current_images=drawn_from(dataset, self.model),
-            )
+            images_now = drawn_from(dataset, self.model)
+            more: Any = {"classifier": classifier, "current_images": images_now}
+            self.teacher = self.distillation.teacher(self.model, classes, self.rng, **more)
 
     def _key(self, experience: Any, classifier: Classifier | None) -> str:
         """Of the checkpoint; nothing if there is none and no other process to compare with."""

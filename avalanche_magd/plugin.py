@@ -196,6 +196,8 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
         experience = strategy.experience
         with random_states_kept(strategy.device):  # which reading images may draw from
             training = self.generator_strategy or self._build(strategy)
+            settings = self.replay_size, self.generated_share, self.soft_label_weight
+            training.generation.processes.check_same_solver(strategy, *settings)
             if identity_of(experience) != self._learnt:  # else replay is still as it was left
                 device, cost = strategy.device, training.cost.solver
                 solver = PastSolver(strategy.model, training.model, device, cost)

@@ -18,6 +18,7 @@ from avalanche_magd import MAGDPlugin
 from avalanche_magd.benchmarks import split_digits
 from avalanche_magd.distillation import Distillation
 from avalanche_magd.reporting import RunLogger
+from avalanche_magd.runtime.distributed import Processes
 
 
 class ShownRows(SupervisedPlugin, supports_distributed=True):
@@ -32,15 +33,18 @@ class ShownRows(SupervisedPlugin, supports_distributed=True):
 
 
 class Death(SupervisedPlugin, supports_distributed=True):
-    """Kills the process at one step of the second experience."""
+    """Kills the process, or raises an error, at one step of the second experience."""
 
-    def __init__(self, iteration: int) -> None:
+    def __init__(self, iteration: int, *, raises: bool) -> None:
         super().__init__()
         self.iteration = iteration
+        self.raises = raises
 
     def before_update(self, strategy: Any, **kwargs: Any) -> None:
         second = strategy.clock.train_exp_counter == 1
         if second and strategy.iteration == self.iteration:
+            if self.raises:
+                raise RuntimeError("an error of rank 1")
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -54,6 +58,10 @@ def run(
     wrapped: bool = False,
     folder: Path | None = None,
     dies_at: int | None = None,
+    fails_at: int | None = None,
+    solver_seed: int | None = None,
+    share: float = 0.5,
+    length: int = 2,
     gradient_accumulation_steps: int = 1,
     **kwargs: Any,
 ) -> None:
@@ -69,6 +77,10 @@ def run(
         folder: for checkpoints.
         dies_at: step of the generator's training in the second experience at which the process of
             rank 1 is killed.
+        fails_at: step at which it raises an error.
+        solver_seed: of the solver's initial weights; by default torch goes on with ``seed``.
+        share: of the current classes' rows that are generated.
+        length: how many experiences there are.
         gradient_accumulation_steps: of the generator's training.
         **kwargs: of the distillation.
     """
@@ -79,6 +91,7 @@ def run(
     if wrapped:
         DistributedHelper.init_distributed(seed, use_cuda=False)
     torch.manual_seed(seed)
+    end = dies_at or fails_at
     training = tiny_training(
         model=tiny_generator(),
         distillation=Distillation(pool_size=300, num_inference_steps=3, **kwargs),
@@ -86,23 +99,28 @@ def run(
         gradient_accumulation_steps=gradient_accumulation_steps,
         checkpoint_folder=folder,
         seed=None,
-        plugins=[Death(dies_at)] if rank == 1 and dies_at is not None else [],
+        plugins=[Death(end, raises=fails_at is not None)] if rank == 1 and end else [],
     )
     training.checkpoint_every = 5
     shown = ShownRows()
-    strategy = naive([MAGDPlugin(training, seed=0), shown])
+    state = torch.get_rng_state()
+    if solver_seed is not None:
+        torch.manual_seed(solver_seed)
+    strategy = naive([MAGDPlugin(training, seed=0, generated_share=share), shown])
+    if solver_seed is not None:
+        torch.set_rng_state(state)
     if wrapped:
         strategy.model = DistributedHelper.wrap_model(strategy.model)
         strategy.optimizer = torch.optim.Adam(strategy.model.parameters(), lr=1e-3)
     else:
         strategy.evaluator.loggers = [RunLogger(output / f"run-{rank}")]
     try:
-        for experience in split_digits(5, seed=0).train_stream[:2]:
+        for experience in split_digits(5, seed=0).train_stream[:length]:
             strategy.train(experience, eval_streams=[])
             if not wrapped:
                 strategy.eval(experience)
     except RuntimeError as error:
-        (output / f"error-{rank}.txt").write_text(str(error))
+        (output / f"error-{rank}.txt").write_text(str(error), encoding="utf-8")
         raise
     training.model.save_pretrained(output / f"generator-{rank}")
     cost = training.cost
@@ -121,16 +139,33 @@ def run(
     torch.save(result, output / f"result-{rank}.pt")
 
 
-def start_all(output: Path, count: int, **kwargs: Any) -> list[Any]:
-    """Start this many processes of one run; ``seeds`` has one for each."""
-    output.mkdir(parents=True, exist_ok=True)
+def meet_as_another_run(output: Path, address: dict[str, Any]) -> None:
+    """Meet the other processes at an address, and write ``error-<rank>.txt``."""
+    os.setpgrp()
+    os.environ |= {name: str(value) for name, value in address.items()}
+    try:
+        Processes().check_same(b"", "nothing", torch.device("cpu"))
+    except RuntimeError as error:
+        (output / f"error-{address['RANK']}.txt").write_text(str(error), encoding="utf-8")
+
+
+def free_port() -> int:
+    """A port of this machine that nothing uses now."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    seeds = kwargs.pop("seeds", [0] * count)
+        return int(free.getsockname()[1])
+
+
+def start_all(output: Path, count: int, **kwargs: Any) -> list[Any]:
+    """Start this many processes of one run; arguments in the plural have one for each."""
+    output.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    names = {"seeds", "solver_seeds", "shares", "folders", "lengths"} & kwargs.keys()
+    of_each = {name.removesuffix("s"): kwargs.pop(name) for name in names}
     started = []
     for rank in range(count):
-        arguments = {"count": count, "port": port, "seed": seeds[rank], **kwargs}
+        own = {name: values[rank] for name, values in of_each.items()}
+        arguments = {"count": count, "port": port, **own, **kwargs}
         started.append(processes().Process(target=run, args=(output, rank), kwargs=arguments))
         started[-1].start()
     return started

@@ -19,20 +19,15 @@ as accelerate does, would have to be undone at each new class and each experienc
 
 import hashlib
 import io
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, distributed
-from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import rendezvous
+from torch import Tensor, distributed, nn
 
-TIMEOUT = timedelta(minutes=10)
-"""After this long a process that does not answer is given up; one that has ended, at once."""
+from avalanche_magd.runtime.rendezvous import TIMEOUT, address, join
 
 
 def has_default_group() -> bool:
@@ -44,15 +39,16 @@ def process_count() -> int:
     """How many processes run this script together."""
     if has_default_group():
         return distributed.get_world_size()
-    told = all(name in os.environ for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"))
-    return int(os.environ.get("WORLD_SIZE", 1)) if told else 1
+    place = address()
+    return 1 if place is None else place.processes
 
 
 def rank() -> int:
     """This process's number, from 0."""
     if has_default_group():
         return distributed.get_rank()
-    return int(os.environ["RANK"]) if process_count() > 1 else 0
+    place = address()
+    return 0 if place is None else place.rank
 
 
 def solver_rank() -> int:
@@ -157,6 +153,34 @@ class Processes:
                 "torch included, and to see the same checkpoints."
             )
 
+    def check_same_solver(self, strategy: Any, *settings: Any) -> None:
+        """Refuse to go on with solvers that do not start alike.
+
+        Weights are compared before the first step only: afterwards they are equal up to rounding
+        on GPUs. With torch's default process group a process may have a part of the solver.
+
+        Args:
+            strategy: Avalanche's.
+            *settings: of the replay; those of all processes have to be the same.
+
+        Raises:
+            RuntimeError: the processes differ.
+        """
+        if process_count() == 1:
+            return
+        digest = hashlib.sha256()
+        if strategy.clock.train_iterations == 0 and not has_default_group():
+            digest.update(str(torch.initial_seed()).encode())
+            for tensor in (*strategy.model.parameters(), *strategy.model.buffers()):
+                if not nn.parameter.is_lazy(tensor):
+                    content = tensor.detach().cpu().reshape(-1).view(torch.uint8)
+                    digest.update(content.numpy().tobytes())
+        what = "the solver's initial weights, or torch's seed"
+        self.check_same(digest.digest(), what, strategy.device)
+        said = repr((strategy.clock.train_exp_counter, *settings))
+        what = "how many experiences they have learnt, or MAGDPlugin's arguments"
+        self.check_same(said.encode(), what, strategy.device)
+
     def _broadcast(self, tensor: Tensor, owner: int) -> None:
         options = distributed.BroadcastOptions()
         options.rootRank = owner
@@ -166,21 +190,21 @@ class Processes:
         self._wait(lambda group: group.allreduce([tensor]))
 
     def _wait(self, exchange: Callable[[Any], Any]) -> None:
+        if self._group is None:
+            place = None if has_default_group() else address()
+            self._group = distributed.group.WORLD if place is None else join(place)
         try:
-            if self._group is None:
-                self._group = distributed.group.WORLD if has_default_group() else _join()
             exchange(self._group).wait()
         except RuntimeError as error:
+            if "No backend type associated" in str(error):
+                raise RuntimeError(
+                    f"torch's default process group ({distributed.get_backend()}) cannot exchange "
+                    f"tensors of the generator's device: {error}. Make the group with a backend "
+                    "for it, as init_process_group('cpu:gloo,cuda:nccl') does for both."
+                ) from error
             raise RuntimeError(
                 f"Another of the {process_count()} processes has ended, or has not answered for "
-                f"{TIMEOUT}: look for its own error, then start all of them again. With a "
-                "checkpoint_folder they go on from the last checkpoint."
+                f"{TIMEOUT}: look for its own error (without one it had fewer experiences), then "
+                "start all of them again. With a checkpoint_folder they go on from the last "
+                "checkpoint."
             ) from error
-
-
-def _join() -> Any:
-    """A group that is not torch's default one, so that Avalanche works as it does alone."""
-    store, number, count = next(rendezvous("env://", timeout=TIMEOUT))
-    times = store.add(f"avalanche_magd/{number}", 1)
-    store = PrefixStore(f"avalanche_magd/{times}", store)
-    return distributed.ProcessGroupGloo(store, number, count, TIMEOUT)

@@ -208,11 +208,11 @@ class MAGDTraining(IterationsTemplate):
             processes, parts = self.generation.processes, self.gradient_accumulation_steps
             self._student = Student(self.model, self.ema_decay, processes, parts)
         self._student.begin()
-        if self._checkpoint is not None:
-            done = self._checkpoint.restore(self._state, self._student.average)
-            what = "how far their checkpoints are"
-            self.generation.processes.check_same(done.to_bytes(8), what, self.device)
-            self.skip_iterations(done)
+        average, file = self._student.average, self._checkpoint
+        done = 0 if file is None else file.restore(self._state, average)
+        what = "how far their checkpoints are"
+        self.generation.processes.check_same(done.to_bytes(8), what, self.device)
+        self.skip_iterations(done)
         old = lesson_classes(self.distillation, self.teacher, self.pool)
         self._w_new = current_share(len(classes_of(self.experience.dataset)), len(old))
 

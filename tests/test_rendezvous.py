@@ -1,6 +1,9 @@
 """Processes that do not meet, or should not: the cause is told first, and soon."""
 
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -193,3 +196,29 @@ def test_a_process_with_an_error_of_its_own_says_that_and_the_others_point_to_it
     own, other = (tmp_path / f"error-{rank}.txt" for rank in (1, 0))
     assert own.read_text(encoding="utf-8") == "an error of rank 1"
     assert "look for its own error" in other.read_text(encoding="utf-8")
+
+
+RESTARTED = """
+import os, sys, torch
+from avalanche_magd.runtime.distributed import Processes
+attempt, rank = os.environ["TORCHELASTIC_RESTART_COUNT"], os.environ["RANK"]
+for _ in range(2):
+    Processes().check_same(b"", "nothing", torch.device("cpu"))
+if (attempt, rank) == ("0", "1"):
+    sys.exit(3)
+print(f"attempt {attempt}: rank {rank} is here", flush=True)
+"""
+
+
+def test_processes_that_torchrun_starts_again_meet_again(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(RESTARTED, encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", "2", "--max-restarts", "1", str(script)]
+    root = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert {f"attempt 1: rank {rank} is here" for rank in (0, 1)} <= {*done.stdout.splitlines()}

@@ -124,7 +124,8 @@ def _open(place: Address, waiting: _Waiting) -> Any:
     thread.join(2 * PATIENCE.total_seconds())
     store = result[0] if result else RuntimeError("what listens there does not answer")
     if not isinstance(store, Exception):
-        return store
+        # torchrun starts processes again, with the same store, after one has ended.
+        return PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     if "EADDRINUSE" in str(store):
         raise RuntimeError(
             f"Port {place.port} is in use by another run or program: rank 0 cannot open {place}, "

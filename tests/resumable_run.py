@@ -114,6 +114,19 @@ def run(
     (output / "result.json").write_text(json.dumps(result_of(strategy)))
 
 
+INTERRUPTED = 130
+"""Exit status of a process that was interrupted, as a shell gives it."""
+
+
+def interruptible(ready: Any, output: Path, **kwargs: Any) -> None:
+    """:func:`run`, which ends silently when it is interrupted; ``ready`` is set at its start."""
+    try:
+        ready.set()
+        run(output, **kwargs)
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
+
+
 def start(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     process = processes().Process(target=function, args=args, kwargs=kwargs)
     process.start()

@@ -40,6 +40,10 @@ def save_checkpoint(
     """Save a strategy, but for the excluded attributes, between two experiences.
 
     The file that was there becomes ``<name>.previous``.
+
+    Raises:
+        OSError: the file cannot be written, since the disk is full or read-only; what was there
+            before stays.
     """
     for name, module in list(sys.modules.items()):
         package, _, child = name.rpartition(".")

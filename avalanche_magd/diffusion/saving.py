@@ -52,7 +52,8 @@ def save_folder(
         TypeError: the network is neither ``UNet2DModel`` nor ``PromptConditioned``, or the
             autoencoder is not from diffusers.
         ValueError: the folder would be refused by :func:`read_settings`.
-        OSError: weights cannot be written.
+        OSError: a file cannot be written, since the disk is full or read-only; what was there
+            before stays.
     """
     networks = (UNet2DModel, PromptConditioned)
     _check_kind(network, networks, "a diffusers UNet2DModel, or a PromptConditioned, as network")
@@ -66,10 +67,16 @@ def save_folder(
             _check_parts(new, settings)
             content = json.dumps(sealed(settings, new), indent=2) + "\n"
             (new / SETTINGS).write_text(content, encoding="utf-8")
-    except SafetensorError as error:
-        raise OSError(
-            f"{folder} could not be written: {error}. What it held before is still there."
-        ) from error
+    except (SafetensorError, OSError) as error:
+        number = getattr(error, "errno", None)
+        if isinstance(error, OSError) and number is None:
+            raise  # one of ours, which says what to do
+        reason = getattr(error, "strerror", None) or error
+        told = (
+            f"{folder} cannot be written, and what was there before stays: {reason}. Make room "
+            "there, or choose another folder"
+        )
+        raise (OSError(told) if number is None else OSError(number, told)) from error
 
 
 def _write_parts(folder: Path, network: Any, autoencoder: Any) -> None:

@@ -7,11 +7,14 @@ experiences learnt; both are JSON in UTF-8 on any machine. Pictures are PNGs.
 
 import hashlib
 import inspect
+import io
 import json
 import numbers
 import operator
 import re
 import time
+import warnings
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -65,9 +68,10 @@ class RunLogger(BaseLogger, SupervisedPlugin):
     """Writes a run's folder, for ``EvaluationPlugin(…, loggers=[RunLogger(…)])``.
 
     A run that :mod:`avalanche_magd.checkpoints` resumes goes on in its folder. Each file is whole
-    at any moment. If ``strategy.train`` was interrupted, by Ctrl-C or an error, the next
-    evaluation makes a row for the experiences that were learnt; of what was interrupted, the time
-    until its last callback counts.
+    at any moment; one that cannot be written, since the disk is full, stays as it was, with a
+    warning, and training goes on. If ``strategy.train`` was interrupted, by Ctrl-C or an error,
+    the next evaluation makes a row for the experiences that were learnt; of what was interrupted,
+    the time until its last callback counts.
 
     Pictures are called as their metric, with ``_`` for ``/``. A metric whose name cannot be a
     file's, or whose file would be another's (upper and lower case are the same to some systems),
@@ -118,10 +122,12 @@ class RunLogger(BaseLogger, SupervisedPlugin):
         self._since: dict[str, float] = {}
         self._callbacks = (0.0, 0.0)
         self._files: dict[str, str] = {}
+        self._warned = False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take a checkpoint's state; earlier versions knew neither last callbacks nor files."""
-        self.__dict__.update({"_callbacks": (0.0, 0.0), "_files": {}, **state})
+        """Take a checkpoint's state; earlier versions knew less."""
+        new = {"_callbacks": (0.0, 0.0), "_files": {}, "_warned": False}
+        self.__dict__.update({**new, **state})
 
     def log_metrics(self, metric_values: Any) -> None:
         """Note when the newest callback, and the one before, were; log what is new.
@@ -139,12 +145,8 @@ class RunLogger(BaseLogger, SupervisedPlugin):
             return
         if isinstance(value, numbers.Real):
             self._news.setdefault(name, []).append((float(x_plot), float(value)))
-        elif isinstance(value, TensorImage):
-            to_pil_image(value.image).save(self._picture(name))
-        elif isinstance(value, Image.Image):
-            value.save(self._picture(name))
-        elif isinstance(value, Figure):
-            save(value, self._picture(name))
+        elif isinstance(value, (TensorImage, Image.Image, Figure)):
+            self._write(self._picture(name), _png(value))
 
     def _picture(self, metric: str) -> Path:
         """The file of a metric's pictures, in the run's folder and of this metric alone."""
@@ -189,15 +191,47 @@ class RunLogger(BaseLogger, SupervisedPlugin):
         settings, host = settings_of(strategy) | self.settings, environment(strategy.device)
         about = {"name": self.name, "seed": self.seed, "settings": settings, "environment": host}
         rows = [asdict(row) for row in self._rows.values()]
-        for name, content in (("run.json", about), ("rows.json", rows)):
-            partial = self.folder / f"{name}.partial"
-            partial.write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")
-            partial.replace(self.folder / name)
+        written = [
+            self._write(self.folder / name, json.dumps(content, indent=1, default=str).encode())
+            for name, content in (("run.json", about), ("rows.json", rows))
+        ]
+        self._warned &= not all(written)
+
+    def _write(self, file: Path, content: bytes) -> bool:
+        """Whether a file was written, as a whole; warn at the first of those that were not."""
+        beside = file.with_name(f"{file.name}.partial")
+        try:
+            beside.write_bytes(content)
+            beside.replace(file)
+        except OSError as error:
+            if not self._warned:
+                warnings.warn(
+                    f"{file} is not written: {error}. What it held before stays, and training "
+                    "goes on. If the disk is full, free some of it: the next evaluation writes "
+                    "all rows.",
+                    stacklevel=2,
+                )
+            self._warned = True
+            return False
+        finally:
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
+        return True
 
     def _stop_interrupted(self) -> None:
         """Stop the clock of what was interrupted, at the last callback before the present one."""
         for what in list(self._since):
             self._seconds[what] += max(0.0, self._callbacks[0] - self._since.pop(what))
+
+
+def _png(picture: TensorImage | Image.Image | Figure) -> bytes:
+    content = io.BytesIO()
+    if isinstance(picture, Figure):
+        save(picture, content)
+    else:
+        image = picture if isinstance(picture, Image.Image) else to_pil_image(picture.image)
+        image.save(content, format="png")
+    return content.getvalue()
 
 
 def _is_running(method: str, strategy: Any) -> bool:

@@ -255,21 +255,6 @@ def test_metrics_count_real_rows_only(digits: Any) -> None:
     assert metric.result() == sum(len(exp.dataset) for exp in digits.train_stream[:2])
 
 
-@pytest.mark.parametrize("seed", [None, 3])
-def test_the_first_experience_is_bit_identical_to_a_run_without_the_plugin(
-    digits: Any, seed: int | None
-) -> None:
-    weights, states = [], []
-    for plugins in ([], [tiny_plugin(seed=seed)]):
-        torch.manual_seed(5)
-        strategy = naive(plugins, train_epochs=2)
-        strategy.train(digits.train_stream[0])
-        weights.append(nn.utils.parameters_to_vector(strategy.model.parameters()))
-        states.append(torch.get_rng_state())
-    assert torch.equal(*weights)
-    assert torch.equal(*states)
-
-
 @pytest.mark.parametrize(
     ("strategy_class", "experiences"),
     [(Cumulative, list), (JointTraining, lambda stream: [stream])],

@@ -1,8 +1,6 @@
 """The generator's training is resumed inside an experience, and ends with the same weights."""
 
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,6 @@ from torch.utils.data import TensorDataset
 from avalanche_magd import MAGDTraining
 from avalanche_magd.distillation import CGGD, Distillation, baselines
 from avalanche_magd.distillation.solver import PastSolver
-from avalanche_magd.runtime import folder_lock
 from avalanche_magd.runtime.atomic_files import previous, write_file
 
 SMALL = Distillation(pool_size=12, num_inference_steps=4)
@@ -121,36 +118,6 @@ def test_training_goes_on_where_there_is_no_room_for_its_checkpoints(
         assert torch.equal(train(going_on, stream), undisturbed)
     assert going_on.cost.training.backwards == 7 * 8
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
-
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from avalanche_magd.runtime.folder_lock import FolderLock
-lock = FolderLock()
-lock.hold(Path(sys.argv[1]), "checkpoint_folder")
-print("held", flush=True)
-time.sleep(600)
-"""
-
-
-def test_a_folder_that_another_run_writes_to_is_refused_until_that_one_has_ended(
-    digits: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(folder_lock, "WAIT", 0.1)
-    command = [sys.executable, "-c", HOLD, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "held\n"
-        training = build(tmp_path)
-        for _ in range(2):
-            with pytest.raises(RuntimeError, match="in use by another run"):
-                train(training, digits.train_stream[:1])
-        assert not training.model.classes
-        other.kill()
-    train(training, digits.train_stream[:1])
-    # One process may go on in its own folder: a copy that was pickled holds nothing of itself.
-    train(pickle.loads(pickle.dumps(training)), digits.train_stream[1:2])
 
 
 def test_a_finished_run_is_read_without_training(digits: Any, tmp_path: Path) -> None:

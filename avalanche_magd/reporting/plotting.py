@@ -9,6 +9,7 @@ from typing import BinaryIO, Final
 
 import numpy as np
 import torch
+from avalanche.evaluation.metric_results import TensorImage
 from cycler import cycler
 from jaxtyping import UInt8
 from matplotlib import color_sequences
@@ -17,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
 
 from avalanche_magd.runtime.markdown import name_on_page, one_line
 from avalanche_magd.runtime.precision import PRECISION
@@ -34,6 +36,17 @@ def save(figure: Figure, file: Path | BinaryIO) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(Glyph .* missing from|Matplotlib .* not support)")
         figure.savefig(file, format="png", dpi=DPI)
+
+
+def png_of(picture: TensorImage | Image.Image | Figure) -> bytes:
+    """A picture of any kind that loggers are given, as the content of a PNG."""
+    content = io.BytesIO()
+    if isinstance(picture, Figure):
+        save(picture, content)
+    else:
+        image = picture if isinstance(picture, Image.Image) else to_pil_image(picture.image)
+        image.save(content, format="png")
+    return content.getvalue()
 
 
 def label(name: str, length: int = LABEL_LENGTH) -> str:

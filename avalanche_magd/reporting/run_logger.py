@@ -7,7 +7,6 @@ experiences learnt; both are JSON in UTF-8 on any machine. Pictures are PNGs.
 
 import hashlib
 import inspect
-import io
 import json
 import numbers
 import operator
@@ -24,11 +23,11 @@ from avalanche.evaluation.metric_results import AlternativeValues, TensorImage
 from avalanche.logging import BaseLogger
 from matplotlib.figure import Figure
 from PIL import Image
-from torchvision.transforms.functional import to_pil_image
 
 from avalanche_magd.reporting.environment import environment, settings_of
-from avalanche_magd.reporting.plotting import save
+from avalanche_magd.reporting.plotting import png_of
 from avalanche_magd.runtime.distributed import is_main_process
+from avalanche_magd.runtime.folder_lock import FolderLock
 
 PICTURES_OF_REPORTS: Final = (
     *("accuracy-matrix", "losses"),
@@ -123,10 +122,11 @@ class RunLogger(BaseLogger, SupervisedPlugin):
         self._callbacks = (0.0, 0.0)
         self._files: dict[str, str] = {}
         self._warned = False
+        self._lock = FolderLock()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take a checkpoint's state; earlier versions knew less."""
-        new = {"_callbacks": (0.0, 0.0), "_files": {}, "_warned": False}
+        new = {"_callbacks": (0.0, 0.0), "_files": {}, "_warned": False, "_lock": FolderLock()}
         self.__dict__.update({**new, **state})
 
     def log_metrics(self, metric_values: Any) -> None:
@@ -146,7 +146,7 @@ class RunLogger(BaseLogger, SupervisedPlugin):
         if isinstance(value, numbers.Real):
             self._news.setdefault(name, []).append((float(x_plot), float(value)))
         elif isinstance(value, (TensorImage, Image.Image, Figure)):
-            self._write(self._picture(name), _png(value))
+            self._write(self._picture(name), png_of(value))
 
     def _picture(self, metric: str) -> Path:
         """The file of a metric's pictures, in the run's folder and of this metric alone."""
@@ -160,7 +160,12 @@ class RunLogger(BaseLogger, SupervisedPlugin):
         return self.folder / f"{plain}.png"
 
     def before_training(self, strategy: Any, metric_values: Any, **kwargs: Any) -> None:
-        """Start the clock."""
+        """Start the clock.
+
+        Raises:
+            RuntimeError: another run writes to the folder.
+        """
+        self._lock.hold(self.folder, "the RunLogger's folder")
         self._stop_interrupted()
         self._since["train"] = time.perf_counter()
 
@@ -222,16 +227,6 @@ class RunLogger(BaseLogger, SupervisedPlugin):
         """Stop the clock of what was interrupted, at the last callback before the present one."""
         for what in list(self._since):
             self._seconds[what] += max(0.0, self._callbacks[0] - self._since.pop(what))
-
-
-def _png(picture: TensorImage | Image.Image | Figure) -> bytes:
-    content = io.BytesIO()
-    if isinstance(picture, Figure):
-        save(picture, content)
-    else:
-        image = picture if isinstance(picture, Image.Image) else to_pil_image(picture.image)
-        image.save(content, format="png")
-    return content.getvalue()
 
 
 def _is_running(method: str, strategy: Any) -> bool:

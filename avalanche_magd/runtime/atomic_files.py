@@ -61,7 +61,7 @@ def write_file(file: Path, save: Callable[[BinaryIO], None]) -> None:
         raise OSError(
             error.errno,
             f"{file} cannot be written, and what was there before stays: {error.strerror}. Make "
-            f"room for {len(payload):,} bytes there, or choose another place",
+            "room there, or choose another place",
         ) from error
 
 

@@ -34,7 +34,7 @@ from avalanche_magd.diffusion.label_map import classes_of
 from avalanche_magd.distillation import Distillation, Pool, Teacher
 from avalanche_magd.distillation.cost import Cost, PhaseCost
 from avalanche_magd.distillation.solver import PastSolver
-from avalanche_magd.replay import Replay, ReplayLoader, unwrapped
+from avalanche_magd.replay import MiniBatches, Replay, ReplayLoader, unwrapped
 from avalanche_magd.runtime.deprecation import OLD_PLUGIN_ARGUMENTS, old_arguments
 from avalanche_magd.runtime.distributed import solver_rank
 from avalanche_magd.runtime.random_state import SeededGenerator, random_states_kept
@@ -42,9 +42,7 @@ from avalanche_magd.runtime.validation import (
     check_dataset,
     check_folder,
     check_instance,
-    check_number,
     check_seed,
-    check_share,
     optional_count,
 )
 from avalanche_magd.training import MAGDTraining
@@ -55,7 +53,7 @@ REAL_PAST = (Cumulative, JointTraining)
 """Strategies that keep all real data, and so have nothing to replay."""
 
 
-@old_arguments(OLD_PLUGIN_ARGUMENTS, distillation=Distillation())
+@old_arguments(OLD_PLUGIN_ARGUMENTS, distillation=Distillation(), mini_batches=MiniBatches())
 class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Replays old classes to any supervised Avalanche strategy, and stores no data.
 
@@ -72,16 +70,8 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
         num_inference_steps: network calls per generated image. Default: 10.
         distillation: everything else about how old classes are generated and taught. Default:
             MAGD's way.
-        replay_size: generated rows per mini-batch; 0 switches replay off. Default: as many as give
-            each old class the weight of a current one; 19 times the real rows in the tenth
-            experience, if each brings one class.
-        generated_share: share of the current classes' rows that are generated, in [0, 1), and by
-            which the rows of old classes grow too. Without them (0) a solver can tell old classes
-            from current ones by telling generated images from real ones. Not on online streams,
-            nor from a generator that is given no classes.
-        soft_label_weight: weight of a loss that draws the solver's answers on generated images of
-            old classes towards those that it gave before the experience, within each head; 0
-            switches it off. The solver has to be trained on logits.
+        mini_batches: how many generated images join the solver's mini-batches, in mini-batches of
+            what size, with soft labels or without. Default: ``MiniBatches()``.
         checkpoint_folder: where the generator's training is saved as it goes, see
             :class:`~avalanche_magd.MAGDTraining`.
         seed: of everything random here but a given ``generator_strategy``, which has its own.
@@ -109,9 +99,7 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
         pool_size: int | None = None,
         num_inference_steps: int | None = None,
         distillation: Distillation | None = None,
-        replay_size: int | None = None,
-        generated_share: float = 0.5,
-        soft_label_weight: float = 0.0,
+        mini_batches: MiniBatches | None = None,
         checkpoint_folder: str | Path | None = None,
         seed: int | None = None,
     ) -> None:
@@ -132,10 +120,8 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
         self.generator_strategy = generator_strategy
         self.generator_iterations = optional_count("generator_iterations", generator_iterations)
         self.distillation = replace(distillation or Distillation(), **given)
-        self.replay_size = optional_count("replay_size", replay_size, at_least=0)
-        self.generated_share = check_share("generated_share", generated_share, excluded=1)
-        weight = check_number("soft_label_weight", soft_label_weight, at_least=0, at_most=1e6)
-        self.soft_label_weight = weight
+        self.mini_batches = MiniBatches() if mini_batches is None else mini_batches
+        check_instance("mini_batches", self.mini_batches, MiniBatches)
         self.checkpoint_folder = check_folder("checkpoint_folder", checkpoint_folder)
         self.seed = check_seed("seed", seed)
         self.progress = True
@@ -196,13 +182,12 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
         experience = strategy.experience
         with random_states_kept(strategy.device):  # which reading images may draw from
             training = self.generator_strategy or self._build(strategy)
-            settings = self.replay_size, self.generated_share, self.soft_label_weight
-            training.generation.processes.check_same_solver(strategy, *settings)
+            training.generation.processes.check_same_solver(strategy, self.mini_batches)
             if identity_of(experience) != self._learnt:  # else replay is still as it was left
                 device, cost = strategy.device, training.cost.solver
                 solver = PastSolver(strategy.model, training.model, device, cost)
-                training.fill_pool(experience, solver, images=self.replay_size != 0)
-                pool = training.pool if self.replay_size != 0 else None
+                training.fill_pool(experience, solver, images=self.mini_batches.replay_size != 0)
+                pool = training.pool if self.mini_batches.replay_size != 0 else None
                 self.replay = None if pool is None else self._make_replay(pool, solver, experience)
                 training.train(experience, eval_streams=[], num_workers=num_workers)
                 self._learnt = identity_of(experience)
@@ -215,8 +200,8 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
 
     def _make_replay(self, pool: Pool, solver: PastSolver, experience: Any) -> Replay:
         classes = len(classes_of(experience.dataset))
-        replay = Replay(pool, None, classes, self.replay_size, self.generated_share)
-        if self.soft_label_weight:
+        replay = Replay(pool, None, classes, self.mini_batches)
+        if self.mini_batches.soft_label_weight:
             replay.soft_labels = solver.logits_of_pool(pool)
         return replay
 
@@ -224,8 +209,8 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
         """Current classes to generate, and how many images: as if they shared the pool."""
         training = self.generator_strategy
         assert training is not None
-        conditional = training.distillation.guidance.conditional
-        if not self.generated_share or is_online_subexperience(experience) or not conditional:
+        online, share = is_online_subexperience(experience), self.mini_batches.generated_share
+        if online or not share or not training.distillation.guidance.conditional:
             return [], 0
         classes = sorted(training.model.label_map.known(classes_of(experience.dataset)))
         share = len(classes) / (len(classes) + len(replay.past.classes))
@@ -237,9 +222,9 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
         A mini-batch that they cannot join raises a ``TypeError`` or ``ValueError``.
         """
         if self.generator is not None:
-            loader, rng = unwrapped(strategy.dataloader), self._replay_rng()
-            where = strategy.device
-            strategy.dataloader = ReplayLoader(loader, self.replay, self.generator, where, rng)
+            rng = self._rng = self._rng or self._replay_rng()
+            images = self.replay, self.generator.image_shape, self.generator.label_map
+            strategy.dataloader = ReplayLoader(strategy, *images, rng)
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Unwrap the data loader."""
@@ -255,7 +240,7 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
         if self.replay is not None and self.replay.soft_labels is not None:
             assert self.generator is not None
             loss = self.replay.soft_label_loss(strategy, self.generator.label_map)
-            strategy.loss = strategy.loss + self.soft_label_weight * loss
+            strategy.loss = strategy.loss + self.mini_batches.soft_label_weight * loss
 
     def after_update(self, strategy: Any, **kwargs: Any) -> None:
         """Generated images leave the mini-batch."""
@@ -292,9 +277,7 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
     def _seed(self) -> int:
         return torch.initial_seed() if self.seed is None else self.seed
 
-    def _replay_rng(self) -> torch.Generator:
+    def _replay_rng(self) -> SeededGenerator:
         """Draws from the pool, on the pool's device."""
-        if self._rng is None:
-            assert self.generator_strategy is not None
-            self._rng = SeededGenerator(self.generator_strategy.device, self._seed + solver_rank())
-        return self._rng
+        assert self.generator_strategy is not None
+        return SeededGenerator(self.generator_strategy.device, self._seed + solver_rank())

@@ -4,7 +4,8 @@
 * Avalanche's methods with a buffer of as many images as the name says: ``replay-500``,
   ``der-500``, ``er_ace-500``, ``gdumb-500``, ``icarl-500``; ``balanced_replay-500`` draws so many
   of them that in the last experience each class has the same rows in a mini-batch, as MAGD does in
-  each;
+  each; ``served_replay-500`` has them in the places of MAGD's generated rows, with as many rows
+  and steps as ``parts_real``;
 * its methods without one: ``ewc``, ``lwf``, ``si``;
 * its generative replay by a VAE: ``vae`` as shipped, ``strong_vae`` as strong as we could make it;
 * this package: ``magd`` is ``MAGDPlugin()``. The others, in groups, differ from it by what
@@ -19,10 +20,11 @@ import math
 import re
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+from avalanche.core import SupervisedPlugin
 from avalanche.models import MlpVAE
 from avalanche.models.generator import VAE_loss
 from avalanche.training import (
@@ -43,13 +45,16 @@ from avalanche.training import (
 from avalanche.training.plugins import GenerativeReplayPlugin, ReplayPlugin
 from diffusers import UNet2DModel
 from study import Solver, silent_evaluator
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from avalanche_magd import DiffusionGenerator, MAGDPlugin, MAGDTraining
 from avalanche_magd.diffusion import DDIM, DPMSolver, UniPC
+from avalanche_magd.diffusion.label_map import LabelMap, classes_of
 from avalanche_magd.diffusion.networks import default_network
-from avalanche_magd.distillation import CGGD, MAGD, Distillation, baselines
+from avalanche_magd.distillation import CGGD, MAGD, Distillation, Pool, baselines
+from avalanche_magd.replay import MiniBatches, ReplayLoader
+from avalanche_magd.replay import Replay as ReplayRows
 from avalanche_magd.runtime.random_state import seeded
 from avalanche_magd.training.defaults import (
     LEARNING_RATE,
@@ -117,14 +122,22 @@ GROUPS: dict[str, dict[str, Row]] = {
         "bfloat16": Row(generator={"dtype": torch.bfloat16}),
     },
     "solver": {
-        "generated_share-0": Row(plugin={"generated_share": 0.0}),
-        "generated_share-0.33": Row(plugin={"generated_share": 0.33}),
-        "generated_share-0.75": Row(plugin={"generated_share": 0.75}),
-        "soft_labels-0.5": Row(plugin={"soft_label_weight": 0.5}),
+        "generated_share-0": Row(plugin={"mini_batches": MiniBatches(generated_share=0.0)}),
+        "generated_share-0.33": Row(plugin={"mini_batches": MiniBatches(generated_share=0.33)}),
+        "generated_share-0.75": Row(plugin={"mini_batches": MiniBatches(generated_share=0.75)}),
+        "soft_labels-0.5": Row(plugin={"mini_batches": MiniBatches(soft_label_weight=0.5)}),
+    },
+    "mini_batches": {
+        "parts": Row(plugin={"mini_batches": MiniBatches(None)}),
+        "parts-32": Row(plugin={"mini_batches": MiniBatches(32)}),
+        "parts-64": Row(plugin={"mini_batches": MiniBatches(64)}),
+        "parts-128": Row(plugin={"mini_batches": MiniBatches(128)}),
+        "parts_real": Row(plugin={"mini_batches": MiniBatches(None, generated_share=0.0)}),
+        "parts_soft": Row(plugin={"mini_batches": MiniBatches(None, soft_label_weight=1.0)}),
     },
 }
 ROWS = {name: row for group in GROUPS.values() for name, row in group.items()}
-BUFFERS = ("replay", "balanced_replay", "der", "er_ace", "gdumb", "icarl")
+BUFFERS = ("replay", "balanced_replay", "served_replay", "der", "er_ace", "gdumb", "icarl")
 OTHERS = ("naive", "joint", "cumulative", "ewc", "lwf", "si", "vae", "strong_vae")
 
 
@@ -167,6 +180,8 @@ def with_buffer(name: str, size: int, known: Known) -> Method:
     stored = image_bytes(known, size)
     if name == "replay":
         strategy = Replay(mem_size=size, **common)
+    elif name == "served_replay":
+        strategy = Naive(plugins=[ServedReplay(size, known)], **common)
     elif name == "balanced_replay":
         old = batch * (known.arguments.experiences - 1)
         strategy = Naive(plugins=[ReplayPlugin(size, batch_size_mem=old)], **common)
@@ -192,6 +207,59 @@ def with_buffer(name: str, size: int, known: Known) -> Method:
             **common,
         )
     return Method(strategy, lambda: stored)
+
+
+class ServedReplay(SupervisedPlugin):
+    """Stored real images join mini-batches as MAGD's generated ones do, and are served in parts.
+
+    As many of each class are kept, chosen at random when their experience ends.
+    """
+
+    def __init__(self, size: int, known: Known) -> None:
+        super().__init__()
+        self.size = size
+        self.image_shape = known.image_shape
+        self.label_map = LabelMap()
+        self.images: dict[int, Tensor] = {}
+        self.rng = torch.Generator(known.common["device"])
+        self.replay: ReplayRows | None = None
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """The stored images become a pool."""
+        self.replay = None
+        if self.images:
+            device = strategy.device
+            images = torch.cat([*self.images.values()])
+            counts = torch.tensor([len(each) for each in self.images.values()])
+            labels = torch.tensor([*self.images]).repeat_interleave(counts).to(device)
+            pool = Pool(len(labels), 0, self.image_shape, device)
+            pool.write(torch.arange(len(labels), device=device), images, labels)
+            pool.end_pass()
+            now = len(classes_of(strategy.experience.dataset))
+            self.replay = ReplayRows(pool, None, now, MiniBatches(None))
+
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """Wrap the data loader."""
+        images = self.replay, self.image_shape, self.label_map
+        strategy.dataloader = ReplayLoader(strategy, *images, self.rng)
+
+    def after_update(self, strategy: Any, **kwargs: Any) -> None:
+        """Stored images leave the mini-batch."""
+        if self.replay is not None:
+            self.replay.leave(strategy)
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Store images of the new classes, and fewer of the old ones."""
+        dataset = strategy.experience.dataset.eval()
+        targets = torch.tensor([int(label) for label in dataset.targets])
+        self.label_map = self.label_map.with_classes(sorted(classes_of(dataset)))
+        each = self.size // len(self.label_map.ids)
+        ids = self.label_map.ids_of(targets)
+        for number in sorted(set(ids.tolist())):
+            rows = (ids == number).nonzero()[:, 0]
+            chosen = rows[torch.randperm(len(rows), generator=self.rng)[:each]]
+            self.images[number] = torch.stack([dataset[row][0] for row in chosen.tolist()])
+        self.images = {number: images[:each] for number, images in self.images.items()}
 
 
 def vae(known: Known, strong: bool) -> Method:
@@ -344,9 +412,15 @@ def recipe(name: str, image_shape: tuple[int, int, int]) -> str:
         "network": {key: value for key, value in network.items() if not key.startswith("_")},
         "training": row.training,
         "generator": {key: str(value) for key, value in row.generator.items()},
-        "plugin": row.plugin,
+        "plugin": changed_settings(row.plugin.get("mini_batches", MiniBatches())),
     }
     return json.dumps(words, sort_keys=True)
+
+
+def changed_settings(mini_batches: MiniBatches) -> dict[str, Any]:
+    """Those that are not the default ones, by name."""
+    default = asdict(MiniBatches())
+    return {name: value for name, value in asdict(mini_batches).items() if value != default[name]}
 
 
 def distillation_words(distillation: Distillation) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from avalanche_magd import MAGDPlugin
 from avalanche_magd.benchmarks import split_digits
 from avalanche_magd.distillation import Distillation
+from avalanche_magd.replay import MiniBatches
 from avalanche_magd.reporting import RunLogger
 from avalanche_magd.runtime.distributed import Processes
 
@@ -106,7 +107,9 @@ def run(
     state = torch.get_rng_state()
     if solver_seed is not None:
         torch.manual_seed(solver_seed)
-    strategy = naive([MAGDPlugin(training, seed=0, generated_share=share), shown])
+    strategy = naive(
+        [MAGDPlugin(training, seed=0, mini_batches=MiniBatches(generated_share=share)), shown]
+    )
     if solver_seed is not None:
         torch.set_rng_state(state)
     if wrapped:

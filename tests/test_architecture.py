@@ -11,10 +11,10 @@ LAYERS = [
     {"runtime"},
     {"diffusion", "benchmarks"},
     {"distillation", "reporting"},
-    {"checkpoints", "replay"},
+    {"replay", "metrics"},
+    {"checkpoints"},
     {"training"},
     {"plugin"},
-    {"metrics"},
     {""},
 ]
 TECHNIQUES = {"distillation.nigd", "distillation.sggd", "distillation.cggd"}

@@ -20,6 +20,7 @@ from avalanche_magd.diffusion.sampling import jittered_grid, sample
 from avalanche_magd.distillation import CGGD, MAGD, Distillation, baselines
 from avalanche_magd.distillation.cuda_graphs import WARM_UP, RecordedGenerator
 from avalanche_magd.metrics import generation_metrics, train_evaluation_classifier
+from avalanche_magd.replay import MiniBatches
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -58,7 +59,10 @@ def test_recorded_gradients_replace_those_before_or_are_added_to_them(
 def test_replay_and_metrics_of_generation_run_on_the_gpu(digits: Any) -> None:
     distillation = small(mode=MAGD(snr_band=(0.05, 20.0)), guidance=CGGD(guidance_scale=1.5))
     plugin = MAGDPlugin(
-        generator_iterations=3, distillation=distillation, soft_label_weight=0.5, seed=0
+        generator_iterations=3,
+        distillation=distillation,
+        mini_batches=MiniBatches(soft_label_weight=0.5),
+        seed=0,
     )
     classifier = train_evaluation_classifier(digits.train_stream, device="cuda")
     evaluator = EvaluationPlugin(
@@ -87,7 +91,7 @@ def test_replay_and_metrics_of_generation_run_on_the_gpu(digits: Any) -> None:
 
 def test_the_plugin_leaves_torchs_random_state_of_the_gpu_to_the_strategy(digits: Any) -> None:
     states, weights = [], []
-    for plugins in ([], [tiny_plugin(replay_size=0)]):
+    for plugins in ([], [tiny_plugin(mini_batches=MiniBatches(replay_size=0))]):
         torch.manual_seed(0)
         strategy = naive(plugins, device=CUDA)
         for experience in digits.train_stream[:2]:

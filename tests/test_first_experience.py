@@ -39,6 +39,7 @@ from torchvision import transforms
 from avalanche_magd import DiffusionGenerator, MAGDPlugin
 from avalanche_magd.benchmarks import split_digits, split_image_folder
 from avalanche_magd.distillation import Distillation
+from avalanche_magd.replay import MiniBatches
 
 DRAWS: dict[str, Callable[[], float]] = {
     "torch": lambda: float(torch.rand(())),
@@ -248,9 +249,13 @@ KINDS: dict[str, Kind] = {
         lambda: tensors(images(3, 16, 16)), with_autoencoder, pixels=768
     ),
     "a given generator": Kind(digits, with_generator),
-    "soft labels": Kind(digits, lambda: tiny_plugin(soft_label_weight=1.0)),
-    "no replay": Kind(digits, lambda: tiny_plugin(replay_size=0)),
-    "no generated rows of current classes": Kind(digits, lambda: tiny_plugin(generated_share=0)),
+    "soft labels": Kind(
+        digits, lambda: tiny_plugin(mini_batches=MiniBatches(soft_label_weight=1.0))
+    ),
+    "no replay": Kind(digits, lambda: tiny_plugin(mini_batches=MiniBatches(replay_size=0))),
+    "no generated rows of current classes": Kind(
+        digits, lambda: tiny_plugin(mini_batches=MiniBatches(generated_share=0))
+    ),
     "seed of torch": Kind(digits, lambda: tiny_plugin(seed=None)),
     "lessons on the fly": Kind(
         digits,

@@ -28,6 +28,7 @@ from tiny import naive, tiny_generator, tiny_training
 import avalanche_magd
 from avalanche_magd import MAGDPlugin
 from avalanche_magd.distillation import Distillation
+from avalanche_magd.replay import MiniBatches
 
 STOPS = 30
 KILLED = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: INTERRUPTED}
@@ -109,7 +110,7 @@ def notebook(online: bool) -> tuple[Any, MAGDPlugin, ReplayRecorder]:
     distillation = Distillation(pool_size=30, num_inference_steps=2)
     training = tiny_training(model=tiny_generator(), distillation=distillation, train_iterations=4)
     plugin, recorder = (
-        MAGDPlugin(training, soft_label_weight=0.0 if online else 0.5),
+        MAGDPlugin(training, mini_batches=MiniBatches(soft_label_weight=0.0 if online else 0.5)),
         ReplayRecorder(),
     )
     return naive([plugin, recorder]), plugin, recorder

@@ -18,6 +18,7 @@ from avalanche_magd import MAGDPlugin
 from avalanche_magd.benchmarks import split_digits
 from avalanche_magd.diffusion.label_map import classes_of
 from avalanche_magd.distillation import Distillation
+from avalanche_magd.replay import MiniBatches
 
 
 class LossRecorder(SupervisedPlugin):
@@ -65,7 +66,9 @@ def replayed_labels(stream: list[Any], **kwargs: Any) -> tuple[list[int], Any]:
 def test_replay_is_balanced_over_every_class_seen_before(
     experiences: list[dict[int, int]], old: list[int]
 ) -> None:
-    labels, plugin = replayed_labels(stream_of(*experiences), generated_share=0.0)
+    labels, plugin = replayed_labels(
+        stream_of(*experiences), mini_batches=MiniBatches(generated_share=0.0)
+    )
     counts = torch.tensor(labels).bincount(minlength=200)
     assert sorted(set(labels)) == old
     assert counts[old].max() - counts[old].min() <= 3  # a mini-batch may differ by one
@@ -79,7 +82,12 @@ def test_a_hundred_classes_in_ten_experiences_stay_within_the_bounds_that_were_s
     stream = stream_of(*(dict.fromkeys(range(10 * k, 10 * k + 10), 2) for k in range(10)))
     recorder = ReplayRecorder()
     bounded = Distillation(pool_size=200, num_inference_steps=3, max_pool_bytes=200 * 1500)
-    plugin = MAGDPlugin(generator_iterations=3, distillation=bounded, generated_share=0.0, seed=0)
+    plugin = MAGDPlugin(
+        generator_iterations=3,
+        distillation=bounded,
+        mini_batches=MiniBatches(generated_share=0.0),
+        seed=0,
+    )
     strategy = naive([recorder, plugin])
     strategy.model.classifier = torch.nn.Linear(64, 100)
     spent = []
@@ -141,7 +149,7 @@ def test_soft_labels_are_what_each_head_answered_before(from_zero: bool) -> None
         model=model,
         optimizer=torch.optim.Adam(model.parameters(), lr=1e-3),
         train_mb_size=32,
-        plugins=[before, tiny_plugin(soft_label_weight=1.0), after],
+        plugins=[before, tiny_plugin(mini_batches=MiniBatches(soft_label_weight=1.0)), after],
         evaluator=None,
     )
     first, second, third = heads_of_digits(from_zero).train_stream[:3]

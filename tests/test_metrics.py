@@ -13,6 +13,7 @@ from torch import Tensor
 
 from avalanche_magd.diffusion.schedule import NoiseSchedule
 from avalanche_magd.metrics import GeneratorCost, forward_backward_gap
+from avalanche_magd.replay import MiniBatches
 
 
 @pytest.mark.parametrize("num_inference_steps", [5, 50])
@@ -76,7 +77,7 @@ def test_the_errors_of_a_student_are_seen_at_the_timesteps_of_its_faults(
 
 
 def test_the_cost_of_the_generator_reaches_the_loggers_of_avalanche(digits: Any) -> None:
-    plugin, text = tiny_plugin(generated_share=0.5), StringIO()
+    plugin, text = tiny_plugin(mini_batches=MiniBatches(generated_share=0.5)), StringIO()
     evaluator = EvaluationPlugin(
         accuracy_metrics(stream=True), GeneratorCost(plugin), loggers=[TextLogger(text)]
     )

@@ -13,6 +13,7 @@ from avalanche_magd.benchmarks import split_digits
 from avalanche_magd.distillation import CGGD, MAGD, Distillation, baselines
 from avalanche_magd.metrics import generation_metrics, train_evaluation_classifier
 from avalanche_magd.metrics.gap import forward_backward_gap
+from avalanche_magd.replay import MiniBatches
 from avalanche_magd.runtime.precision import PRECISION
 
 DISTILLATIONS: dict[str, dict[str, Any]] = {
@@ -61,7 +62,11 @@ def test_a_run_in_another_default_precision(default_dtype: torch.dtype) -> None:
     )
     seen = set()
     plugin = MAGDPlugin(
-        generator_iterations=3, pool_size=20, num_inference_steps=3, soft_label_weight=1.0, seed=0
+        generator_iterations=3,
+        pool_size=20,
+        num_inference_steps=3,
+        mini_batches=MiniBatches(soft_label_weight=1.0),
+        seed=0,
     )
     judge = train_evaluation_classifier(digits.train_stream[:2])
     evaluator = EvaluationPlugin(generation_metrics(plugin, judge, images=20), loggers=[])
@@ -81,7 +86,7 @@ def test_a_generator_in_double_precision_computes_and_learns_in_it(digits: Any) 
     training = tiny_training(model=generator, distillation=Distillation(pool_size=20))
     seen = set()
     generator.network.register_forward_hook(lambda module, args, output: seen.add(args[0].dtype))
-    strategy = naive([MAGDPlugin(training, soft_label_weight=1.0)])
+    strategy = naive([MAGDPlugin(training, mini_batches=MiniBatches(soft_label_weight=1.0))])
     for experience in digits.train_stream[:2]:
         strategy.train(experience)
     assert seen == {torch.float64}

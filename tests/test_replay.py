@@ -1,5 +1,6 @@
 """Generated rows join a mini-batch at its end, in its dtypes, and leave it again."""
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from avalanche_magd.diffusion.label_map import LabelMap
 from avalanche_magd.distillation import Pool
-from avalanche_magd.replay import Replay, soft_label_divergence
+from avalanche_magd.replay import MiniBatches, Replay
+from avalanche_magd.replay.soft_labels import soft_label_divergence
 
 
 def pool_of(classes: list[int], size: int = 20) -> Pool:
@@ -32,9 +34,9 @@ def test_rows_join_in_the_dtypes_of_the_mini_batch_and_leave(
 ) -> None:
     label_map = LabelMap().with_classes([(4, 0), (7, 1)])
     ids = label_map.ids
-    replay = Replay(pool_of(ids), None, 1, 3, 0.0)
+    replay = Replay(pool_of(ids), None, 1, MiniBatches(replay_size=3))
     real = [torch.rand(4, 1, 2, 2).double(), torch.arange(4).int(), torch.zeros(4).long()]
-    mbatch = replay.join(real[:columns], label_map, rng)
+    (mbatch,) = replay.join(real[:columns], label_map, rng)
     dtypes = [torch.float64, torch.int32, torch.int64]
     assert [column.dtype for column in mbatch] == dtypes[:columns]
     assert [len(column) for column in mbatch] == [7] * columns
@@ -84,8 +86,11 @@ LOGITS = torch.rand(7, 10)
 def test_rows_leave_an_output_however_it_is_nested(
     output: Any, expected: Any, rng: torch.Generator
 ) -> None:
-    replay, label_map = Replay(pool_of([0]), None, 1, 3, 0.0), LabelMap().with_classes([(0, 0)])
-    mbatch = replay.join([torch.rand(4, 1, 2, 2), torch.zeros(4)], label_map, rng)
+    replay, label_map = (
+        Replay(pool_of([0]), None, 1, MiniBatches(replay_size=3)),
+        LabelMap().with_classes([(0, 0)]),
+    )
+    (mbatch,) = replay.join([torch.rand(4, 1, 2, 2), torch.zeros(4)], label_map, rng)
     strategy = SimpleNamespace(mbatch=mbatch, mb_output=output)
     for _ in range(2):  # as after the update and after the iteration
         replay.leave(strategy)
@@ -97,8 +102,11 @@ def test_rows_leave_an_output_however_it_is_nested(
 def test_rows_that_a_strategy_appends_after_the_generated_ones_leave_too(
     rng: torch.Generator,
 ) -> None:
-    replay, label_map = Replay(pool_of([0]), None, 1, 3, 0.0), LabelMap().with_classes([(0, 0)])
-    mbatch = replay.join([torch.rand(4, 1, 2, 2), torch.zeros(4)], label_map, rng)
+    replay, label_map = (
+        Replay(pool_of([0]), None, 1, MiniBatches(replay_size=3)),
+        LabelMap().with_classes([(0, 0)]),
+    )
+    (mbatch,) = replay.join([torch.rand(4, 1, 2, 2), torch.zeros(4)], label_map, rng)
     longer = [torch.cat([column, column[:2]]) for column in mbatch]
     strategy = SimpleNamespace(mbatch=longer, mb_output=torch.rand(9, 10))
     replay.leave(strategy)
@@ -118,7 +126,7 @@ def test_each_class_gets_the_same_number_of_rows_over_an_experience(
 ) -> None:
     past = pool_of(list(range(old)))
     now = pool_of(list(range(50, 50 + current))) if share else None
-    replay = Replay(past, now, current, None, share)
+    replay = Replay(past, now, current, MiniBatches(generated_share=share))
     rng = torch.Generator().manual_seed(0)
     ids = torch.cat([replay.draw(rows, rng)[1] for _ in range(30)])
     of_current = 30 * rows / (1 - share)
@@ -130,7 +138,7 @@ def test_each_class_gets_the_same_number_of_rows_over_an_experience(
 
 def test_a_given_replay_size_is_divided_in_the_default_proportions() -> None:
     # By default 4 real rows would be joined by 4 of their class and 8 of each of two old ones.
-    replay = Replay(pool_of([0, 1]), pool_of([5]), 1, 5, 0.5)
+    replay = Replay(pool_of([0, 1]), pool_of([5]), 1, MiniBatches(replay_size=5))
     rng = torch.Generator().manual_seed(0)
     draws = [replay.draw(4, rng) for _ in range(40)]
     for images, ids, slots in draws:
@@ -141,11 +149,95 @@ def test_a_given_replay_size_is_divided_in_the_default_proportions() -> None:
     assert counts[5].item() == pytest.approx(40, abs=1)
 
 
+@settings(max_examples=50, deadline=None)
+@example(rows=1, parts=4, old=3, share=0.5)
+@example(rows=32, parts=20, old=40, share=0.0)
+@given(
+    rows=st.integers(1, 40),
+    parts=st.integers(1, 40),
+    old=st.integers(1, 9),
+    share=st.sampled_from([0.0, 0.5]),
+)
+def test_a_mini_batch_served_in_parts_has_the_rows_of_a_whole_one(
+    rows: int, parts: int, old: int, share: float
+) -> None:
+    label_map = LabelMap().with_classes((label, 0) for label in range(60))
+    now = pool_of([50, 51]) if share else None
+    mbatch = [torch.arange(rows).float().view(-1, 1, 1, 1).expand(-1, 1, 2, 2), torch.zeros(rows)]
+    served, slots = {}, {}
+    for count in (1, parts):
+        replay = Replay(
+            pool_of(list(range(old))), now, 2, MiniBatches(generated_share=share), parts=count
+        )
+        draws = replay.join(mbatch, label_map, torch.Generator().manual_seed(0))
+        served[count], slots[count] = [], []
+        for part in draws:
+            of_past = len(replay._slots)
+            real_rows = replay._real_rows
+            assert torch.equal(replay.past.images[replay._slots], part[0][real_rows:][:of_past])
+            served[count].append((part[0][:real_rows], part[1][real_rows:]))
+    ((real, generated),) = served[1]
+    assert len(served[parts]) == min(rows, parts)
+    assert sorted(torch.cat([each for each, _ in served[parts]])[:, 0, 0, 0]) == sorted(
+        real[:, 0, 0, 0]
+    )
+    joined = [labels for _, labels in served[parts]]
+    assert sorted(torch.cat(joined).tolist()) == sorted(generated.tolist())
+    for sizes in ([len(each) for each, _ in served[parts]], [len(each) for each in joined]):
+        assert max(sizes) - min(sizes) <= 1
+    for label in set(generated.tolist()):
+        counts = [(each == label).sum().item() for each in joined]
+        assert max(counts) - min(counts) <= 1
+
+
+@pytest.mark.parametrize(
+    ("size", "rows", "steps", "parts"),
+    [
+        (None, 320, 125, 16),  # 2000 steps
+        (None, 320, 750, 3),
+        (None, 320, 5000, 2),  # at most 256 rows
+        (None, 320, 2, 20),  # at least 16 rows
+        (None, 64, 1, 4),
+        (None, 2560, 5000, 10),
+        (None, 25_600, 1, 32),  # one real row each
+        (64, 320, 125, 5),
+        (64, 320, 5000, 5),
+        (1000, 320, 125, 1),
+        (math.inf, 25_600, 125, 1),
+    ],
+)
+def test_the_number_of_parts_follows_from_rows_and_steps(
+    size: int | float | None, rows: int, steps: int, parts: int
+) -> None:
+    replay = Replay(pool_of([0]), None, 1, MiniBatches(size, replay_size=rows - 32))
+    assert replay.parts_of(32, steps) == parts
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"size": 0}, ValueError, "size must be at least 1, got 0"),
+        ({"size": 32.5}, TypeError, r"size must be an integer, got 32\.5"),
+        ({"size": -math.inf}, TypeError, "size must be an integer, got -inf"),
+        ({"size": math.nan}, TypeError, "size must be an integer, got nan"),
+        ({"replay_size": -1}, ValueError, "replay_size must be at least 0"),
+        ({"replay_size": 0.5}, TypeError, "replay_size must be an integer"),
+        ({"generated_share": 1.0}, ValueError, r"generated_share must be in \[0, 1\), got 1.0"),
+        ({"soft_label_weight": -1.0}, ValueError, "soft_label_weight must be a number from 0"),
+    ],
+)
+def test_mini_batches_that_cannot_be_are_refused(
+    arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        MiniBatches(**arguments)
+
+
 def labelled(soft_labels: Tensor) -> tuple[Replay, LabelMap]:
     """A replay of one head with one image of each class, and soft labels."""
     label_map = LabelMap().with_classes((label, 0) for label in range(soft_labels.shape[1]))
     pool = pool_of(label_map.ids, size=len(soft_labels))
-    return Replay(pool, None, 1, 6, 0.0, soft_labels), label_map
+    return Replay(pool, None, 1, MiniBatches(replay_size=6), soft_labels), label_map
 
 
 def test_soft_labels_are_compared_with_the_output_of_generated_rows_of_old_classes(
@@ -154,7 +246,7 @@ def test_soft_labels_are_compared_with_the_output_of_generated_rows_of_old_class
     soft_labels = torch.randn(3, 3, generator=rng)
     replay, label_map = labelled(soft_labels)
     mbatch = [torch.rand(4, 1, 2, 2), torch.full((4,), 3)]
-    mbatch = replay.join(mbatch, label_map, rng)
+    (mbatch,) = replay.join(mbatch, label_map, rng)
     answers = {
         image.numpy().tobytes(): row
         for image, row in zip(replay.past.images, soft_labels, strict=True)

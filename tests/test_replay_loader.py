@@ -1,5 +1,6 @@
 """Generated rows join where mini-batches are loaded, so that a strategy treats all rows alike."""
 
+import math
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from tiny import naive, tiny_plugin
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from avalanche_magd.replay import ReplayLoader, unwrapped
+from avalanche_magd.replay import MiniBatches, ReplayLoader, unwrapped
 
 NEW_LABELS = torch.tensor([5, 8, 2, 7, 0, 9, 4, 1, 6, 3])
 
@@ -188,3 +189,55 @@ def test_the_loader_is_wrapped_for_an_epoch_only_and_looks_like_the_wrapped_one(
     assert len(during[-1]) == len(real)
     name = next(iter(vars(real)))
     assert getattr(during[-1], name) is getattr(real, name)
+
+
+class Steps(SupervisedPlugin):  # type: ignore[misc]
+    """Keeps the rows of each step of the last epoch, the real ones, and the loader's length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[int] = []
+        self.real: list[bytes] = []
+        self.length = 0
+
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        self.rows, self.real = [], []
+
+    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        self.length = len(strategy.dataloader)
+
+    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
+        self.rows.append(len(strategy.mb_x))
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        self.real += [image.numpy().tobytes() for image in strategy.mb_x]
+
+
+PARTS: dict[str, tuple[float | None, int, int]] = {
+    "by default": (None, 32, 16),
+    "of 64 rows": (64, 32, 64),
+    "of fewer rows than are served with one real one": (1, 8, 6),
+    "whole": (math.inf, 32, 192),
+}
+"""Size that is wanted, the strategy's, and rows of a step with four old and two new classes."""
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_an_epoch_is_one_pass_over_the_real_rows_in_however_many_steps(
+    digits: Any, name: str
+) -> None:
+    wanted, train_mb_size, largest = PARTS[name]
+    counted, rows = {}, {}
+    for size in (wanted, math.inf):
+        steps = Steps()
+        strategy = naive([tiny_plugin(mini_batches=MiniBatches(size)), steps], train_epochs=2)
+        strategy.train_mb_size = train_mb_size
+        for experience in digits.train_stream[:3]:
+            strategy.train(experience)
+        counted[size], rows[size] = steps, sum(steps.rows)
+    seen = counted[wanted]
+    images = [image.numpy().tobytes() for image, *_ in digits.train_stream[2].dataset]
+    assert sorted(seen.real) == sorted(images)
+    assert seen.length == len(seen.rows)
+    assert rows[wanted] == rows[math.inf]
+    assert max(seen.rows) <= largest + 2

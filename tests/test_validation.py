@@ -13,6 +13,7 @@ from torch.utils.data import TensorDataset
 from avalanche_magd import DiffusionGenerator, MAGDPlugin, MAGDTraining
 from avalanche_magd.diffusion.samplers import DDIM
 from avalanche_magd.distillation import CGGD, MAGD, Distillation
+from avalanche_magd.replay import MiniBatches
 from avalanche_magd.runtime.validation import (
     check_choice,
     check_count,
@@ -139,7 +140,7 @@ def test_values_of_another_kind_are_refused_by_name(
     [
         (lambda: MAGDPlugin(seed="0"), "seed"),  # type: ignore[arg-type]
         (lambda: MAGDPlugin(checkpoint_folder=3), "checkpoint_folder"),  # type: ignore[arg-type]
-        (lambda: MAGDPlugin(soft_label_weight="1"), "soft_label_weight"),  # type: ignore[arg-type]
+        (lambda: MAGDPlugin(mini_batches=MiniBatches(soft_label_weight="1")), "soft_label_weight"),  # type: ignore[arg-type]
         (lambda: MAGDPlugin(generator_strategy=3), "generator_strategy"),  # type: ignore[arg-type]
         (lambda: Distillation(mode="magd"), "mode"),  # type: ignore[arg-type]
         (lambda: Distillation(mode=MAGD), "mode"),  # type: ignore[arg-type]
@@ -170,9 +171,13 @@ def test_settings_are_kept_as_pythons_numbers() -> None:
         seed=np.int64(3),  # type: ignore[arg-type]
         generator_iterations=np.int64(3),  # type: ignore[arg-type]
         pool_size=torch.tensor(20),  # type: ignore[arg-type]
-        generated_share=np.float32(0.25),  # type: ignore[arg-type]
-        soft_label_weight=np.float64(1),
+        mini_batches=MiniBatches(
+            size=np.int64(64),  # type: ignore[arg-type]
+            generated_share=np.float32(0.25),  # type: ignore[arg-type]
+            soft_label_weight=np.float64(1),
+        ),
     )
+    rows = plugin.mini_batches
     generator = DiffusionGenerator((1, 8, 8), tiny_network(), num_inference_steps=np.int64(7))  # type: ignore[arg-type]
     training = MAGDTraining(
         model=generator,
@@ -183,8 +188,8 @@ def test_settings_are_kept_as_pythons_numbers() -> None:
     )
     values = [
         *(plugin.seed, plugin.generator_iterations, plugin.distillation.pool_size),
-        *(plugin.generated_share, plugin.soft_label_weight),
+        *(rows.size, rows.generated_share, rows.soft_label_weight),
         *(generator.num_inference_steps, training.train_iterations, training.ema_decay),
     ]
-    assert values == [3, 3, 20, 0.25, 1.0, 7, 3, 0.5]
-    assert [type(value) for value in values] == [int, int, int, float, float, int, int, float]
+    assert values == [3, 3, 20, 64, 0.25, 1.0, 7, 3, 0.5]
+    assert [type(value) for value in values] == [*(int,) * 4, float, float, int, int, float]

@@ -13,6 +13,7 @@ from avalanche_magd.diffusion.samplers import DDIM, DPMSolver, UniPC
 from avalanche_magd.distillation import CGGD, Distillation, LessonBatch, Pool
 from avalanche_magd.distillation.generation import Generation
 from avalanche_magd.distillation.student import Student
+from avalanche_magd.replay import MiniBatches
 
 GONE: Final[dict[str, dict[str, Any]]] = {
     "avalanche_magd.rehearsal": {"Rehearsal": SimpleNamespace},
@@ -22,6 +23,9 @@ GONE: Final[dict[str, dict[str, Any]]] = {
     },
 }
 """Classes of 0.1 that are gone, by module, and what holds their content meanwhile."""
+
+JOINING: Final = {"replay_size", "generated_share", "soft_label_weight"}
+"""Attributes of the plugin that are those of its ``mini_batches`` now."""
 
 
 @contextmanager
@@ -49,6 +53,8 @@ def upgrade(strategy: Any) -> None:
         training = getattr(plugin, "generator_strategy", None)
         if isinstance(vars(plugin).get("distillation"), Distillation):
             plugin.distillation = _distillation(plugin.distillation)
+            joining = {name: vars(plugin).pop(name) for name in JOINING & vars(plugin).keys()}
+            plugin.mini_batches = vars(plugin).get("mini_batches", MiniBatches(**joining))
         if isinstance(vars(training or plugin).get("rehearsal"), SimpleNamespace):
             _upgrade_training(training)
     for metric in getattr(strategy.evaluator, "metrics", []):

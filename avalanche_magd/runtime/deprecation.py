@@ -68,6 +68,9 @@ OLD_PLUGIN_ARGUMENTS: Final = {
     "snr_band": "distillation.mode.snr_band",
     "guidance_scale": "distillation.guidance.guidance_scale",
     "max_pool_bytes": "distillation.max_pool_bytes",
+    "replay_size": "mini_batches.replay_size",
+    "generated_share": "mini_batches.generated_share",
+    "soft_label_weight": "mini_batches.soft_label_weight",
     "progress": ".progress",
 }
 Class = TypeVar("Class", bound=type)

@@ -1,32 +1,18 @@
-"""Generated images join the solver's mini-batch where it is loaded, and leave it after the update.
-
-They are appended by the data loader, so that whatever a strategy or a plugin does to a mini-batch
-(normalise, relabel, mix) it does to real and generated rows alike, and own training loops see them
-too. The real rows stay first. After the update the others are trimmed off mini-batch and output,
-so that metrics and other plugins see real rows only. The strategy's loss is that of all rows, as
-it is minimised.
-"""
+"""The rows that join a mini-batch: drawn, dealt out to its parts, and trimmed off again."""
 
 import copy
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
 
-from avalanche_magd.diffusion.generator import DiffusionGenerator
 from avalanche_magd.diffusion.label_map import LabelMap
 from avalanche_magd.distillation import Pool
-from avalanche_magd.runtime.validation import check_minibatch
-
-TEMPERATURE = 2.0
-"""Of soft labels: what softens the solver's old and new answers alike."""
-
-OTHER_HEAD = -1e4
-"""A logit that leaves no probability, and is finite in half precision."""
+from avalanche_magd.replay.mini_batches import MiniBatches
+from avalanche_magd.replay.soft_labels import soft_label_divergence
 
 
 @dataclass
@@ -40,42 +26,51 @@ class Replay:
         past: generated images of old classes.
         current: generated images of current classes; ``None`` to show none.
         current_classes: how many classes the experience has.
-        replay_size: rows per mini-batch; ``None`` for as many as give an old class the weight of a
-            current one.
-        generated_share: share of the current classes' rows that are generated, in [0, 1).
+        mini_batches: how many rows, and in what parts.
         soft_labels: logits that the solver of the past gives each image of ``past``.
+        parts: in which a mini-batch is served; fewer where it has fewer real rows.
     """
 
     past: Pool
     current: Pool | None
     current_classes: int
-    replay_size: int | None
-    generated_share: float
+    mini_batches: MiniBatches
     soft_labels: Float[Tensor, "n k"] | None = None
-    _owed: float = 0.0
-    _owed_past: float = 0.0
+    parts: int = 1
+    _owed: float = field(default=0.0, init=False)
+    _owed_past: float = field(default=0.0, init=False)
     # Of the present mini-batch: its real rows, all its rows, and the slots of those from past.
-    _real_rows: int = 0
-    _rows: int = 0
-    _slots: Int[Tensor, " m"] | None = None
-    joined: int = 0
+    _real_rows: int = field(default=0, init=False)
+    _rows: int = field(default=0, init=False)
+    _slots: Int[Tensor, " m"] | None = field(default=None, init=False)
+    joined: int = field(default=0, init=False)
     """Rows that have joined mini-batches so far."""
+
+    def parts_of(self, real_rows: int, steps: int) -> int:
+        """In how many parts a mini-batch of so many real rows is served.
+
+        Those of an experience, served whole, are so many steps.
+        """
+        rows = real_rows + sum(self._joining(real_rows))
+        return self.mini_batches.parts(rows, real_rows, steps)
 
     def join(
         self, mbatch: list[Tensor], label_map: LabelMap, rng: torch.Generator
-    ) -> list[Tensor]:
-        """A mini-batch of two or three columns with rows appended, in its dtypes."""
-        self._real_rows = len(mbatch[0])
-        images, ids, self._slots = self.draw(self._real_rows, rng)
-        self._rows = self._real_rows + len(images)
-        self.joined += len(images)
-        if not len(images):
-            return mbatch
+    ) -> Iterator[list[Tensor]]:
+        """The parts of a mini-batch of two or three columns, rows appended, in its dtypes."""
+        real_rows = len(mbatch[0])
+        images, ids, slots = self.draw(real_rows, rng)
         columns = (images, *label_map.labels_of(ids))[: len(mbatch)]
-        return [
-            torch.cat([real, rows.to(real.device, real.dtype)])
-            for real, rows in zip(mbatch, columns, strict=True)
-        ]
+        parts = min(self.parts, real_rows)
+        for first in range(parts):
+            part = slice(first, None, parts)
+            self._real_rows, self._slots = len(mbatch[0][part]), slots[part]
+            self._rows = self._real_rows + len(images[part])
+            self.joined += len(images[part])
+            yield [
+                torch.cat([real[part], rows[part].to(real.device, real.dtype)])
+                for real, rows in zip(mbatch, columns, strict=True)
+            ]
 
     def leave(self, strategy: Any) -> None:
         """Trim mini-batch and output, however nested, back to the real rows.
@@ -97,13 +92,9 @@ class Replay:
             Images, their classes as ids of the generator's label map, and the slots of those that
             come from ``past``.
         """
-        now = 0.0
-        if self.current is not None:
-            now = real_rows * self.generated_share / (1 - self.generated_share)
-        old = (real_rows + now) * len(self.past.classes) / self.current_classes
-        rows = now + old if self.replay_size is None else self.replay_size
-        self._owed += rows
-        self._owed_past += rows * old / (now + old)
+        old, now = self._joining(real_rows)
+        self._owed += old + now
+        self._owed_past += old
         count = int(self._owed)
         of_past = min(count, int(self._owed_past))
         self._owed -= count
@@ -115,6 +106,11 @@ class Replay:
             images = torch.cat([images, self.current.images_of(more)])
             ids = torch.cat([ids, self.current.labels[more]])
         return images, ids, slots
+
+    def _joining(self, real_rows: int) -> tuple[float, float]:
+        """How many rows of old and of current classes join so many real ones, on average."""
+        ratio, both = len(self.past.classes) / self.current_classes, self.current is not None
+        return self.mini_batches.joining(real_rows, ratio, both=both)
 
     def soft_label_loss(self, strategy: Any, label_map: LabelMap) -> Float[Tensor, ""]:
         """The distance of the strategy's output from the soft labels, within each head.
@@ -140,78 +136,6 @@ class Replay:
             self.soft_labels[slots].to(output.device),
             (of_rows[:, None] == heads).to(output.device),
         )
-
-
-def soft_label_divergence(
-    logits: Float[Tensor, "n k"],
-    soft_labels: Float[Tensor, "n k"],
-    same_head: Bool[Tensor, "n k"],
-) -> Float[Tensor, ""]:
-    """``τ² KL(softmax(soft/τ) ‖ softmax(logits/τ))``, mean over rows, τ = :data:`TEMPERATURE`.
-
-    Args:
-        logits: the solver's, over the old classes alone.
-        soft_labels: the logits that it gave before, in the same order.
-        same_head: whether a class belongs to the row's head; others do not count.
-
-    References:
-        Hinton et al. 2015, *Distilling the knowledge in a neural network*.
-    """
-    target, prediction = (
-        functional.log_softmax(each.masked_fill(~same_head, OTHER_HEAD) / TEMPERATURE, 1)
-        for each in (soft_labels, logits)
-    )
-    divergence = functional.kl_div(prediction, target, reduction="batchmean", log_target=True)
-    return TEMPERATURE**2 * divergence
-
-
-class ReplayLoader:
-    """A data loader whose mini-batches generated rows join as they are loaded.
-
-    Args:
-        loader: of real mini-batches; everything else is asked of it.
-        replay: what joins; ``None`` for nothing.
-        generator: whose images these are: mini-batches of other images are refused.
-        device: where mini-batches are moved, as Avalanche does.
-        rng: source of the choice of rows.
-    """
-
-    def __init__(
-        self,
-        loader: Any,
-        replay: Replay | None,
-        generator: DiffusionGenerator,
-        device: torch.device,
-        rng: torch.Generator,
-    ) -> None:
-        self.loader = loader
-        self.replay = replay
-        self.generator = generator
-        self.device = device
-        self.rng = rng
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "loader":  # a copy that is being made has none yet
-            raise AttributeError(name)
-        return getattr(self.loader, name)
-
-    def __iter__(self) -> Iterator[Any]:
-        for mbatch in self.loader:
-            columns = list(mbatch) if isinstance(mbatch, tuple) else mbatch
-            check_minibatch(columns, self.generator.image_shape)
-            if self.replay is None:
-                yield mbatch
-                continue
-            there = [column.to(self.device, non_blocking=True) for column in columns]
-            yield self.replay.join(there, self.generator.label_map, self.rng)
-
-
-def unwrapped(loader: Any) -> Any:
-    """The loader of real mini-batches, whether it is wrapped or not."""
-    return loader.loader if isinstance(loader, ReplayLoader) else loader
 
 
 def trimmed(content: Any, rows: Container[int], real_rows: int) -> Any:

@@ -1,0 +1,99 @@
+"""What the solver is shown: how many generated rows, in mini-batches of what size, how labelled.
+
+The more classes there are, the more rows join a mini-batch, and the solver takes no more steps by
+them. So a mini-batch can be served in *parts*: each has its share of the real rows and of the rows
+that join, spread evenly over the classes, and is a step of its own. An epoch is still one pass
+over the real rows, and has the same rows in all.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final
+
+from avalanche_magd.runtime.validation import (
+    check_count,
+    check_number,
+    check_share,
+    optional_count,
+)
+
+STEPS: Final = 2000
+"""Of an experience that a solver is given by default, if mini-batches allow it."""
+FEWEST_ROWS: Final = 16
+MOST_ROWS: Final = 256
+"""Bounds of the rows of a part."""
+
+
+@dataclass(frozen=True)
+class MiniBatches:
+    """How generated images join the solver's mini-batches; for ``MAGDPlugin(mini_batches=…)``.
+
+    Args:
+        size: rows of a mini-batch, real and generated: each of the strategy's is served in parts
+            of about so many; with one real row at least. ``math.inf``: whole, however many rows
+            join. ``None``: of as many rows as make 2000 steps of an experience, from 16 to 256.
+        replay_size: generated rows that join a mini-batch of the strategy's; 0 switches replay
+            off. Default: as many as give each old class the weight of a current one; 19 times the
+            real rows in the tenth experience, if each brings one class.
+        generated_share: share of the current classes' rows that are generated, in [0, 1), and by
+            which the rows of old classes grow too. Without them (0) a solver can tell old classes
+            from current ones by telling generated images from real ones. Not on online streams,
+            nor from a generator that is given no classes.
+        soft_label_weight: weight of a loss that draws the solver's answers on generated images of
+            old classes towards those that it gave before the experience, within each head; 0
+            switches it off. The solver has to be trained on logits.
+
+    Raises:
+        TypeError: an argument is of another kind.
+        ValueError: an argument is out of range.
+    """
+
+    size: int | float | None = math.inf
+    replay_size: int | None = None
+    generated_share: float = 0.5
+    soft_label_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        share, weight = self.generated_share, self.soft_label_weight
+        checked: dict[str, Any] = {
+            "size": self.size,
+            "replay_size": optional_count("replay_size", self.replay_size, at_least=0),
+            "generated_share": check_share("generated_share", share, excluded=1),
+            "soft_label_weight": check_number(
+                "soft_label_weight", weight, at_least=0, at_most=1e6
+            ),
+        }
+        if self.size is not None and self.size != math.inf:
+            checked["size"] = check_count("size", self.size)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    def joining(
+        self, real_rows: int, old_per_current: float, *, both: bool
+    ) -> tuple[float, float]:
+        """How many rows of old and of current classes join so many real ones, on average.
+
+        Args:
+            real_rows: of a mini-batch.
+            old_per_current: old classes for each current one.
+            both: whether there are generated images of current classes too.
+        """
+        now = real_rows * self.generated_share / (1 - self.generated_share) if both else 0.0
+        old = (real_rows + now) * old_per_current
+        scale = 1.0 if self.replay_size is None else self.replay_size / (old + now)
+        return scale * old, scale * now
+
+    def parts(self, rows: float, real_rows: int, steps: int) -> int:
+        """In how many parts a mini-batch is served.
+
+        Args:
+            rows: of a mini-batch, real and generated.
+            real_rows: of it.
+            steps: of an experience whose mini-batches are served whole.
+        """
+        if self.size is not None:
+            parts = round(rows / self.size)
+        else:
+            parts = min(round(STEPS / steps), int(rows / FEWEST_ROWS))
+            parts = max(parts, math.ceil(rows / MOST_ROWS))
+        return min(max(1, parts), real_rows)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from avalanche.benchmarks.scenarios.online import split_online_stream
 from callbacks import at, stop_after
-from tiny import naive, tiny_generator, tiny_plugin, tiny_training
+from tiny import Anew, naive, tiny_generator, tiny_plugin, tiny_training
 
 from avalanche_magd import MAGDPlugin
 from avalanche_magd.benchmarks import split_digits
@@ -104,20 +104,6 @@ def test_slots_of_an_interrupted_pass_are_filled_again(
     assert training.pool is pool
     assert sum(pool.counts.values()) == 20
     assert len(set(pool.draw_slots(400, training.rng).tolist())) == 20
-
-
-class Anew:
-    """An experience whose dataset is made anew each time, as a lazy benchmark makes it."""
-
-    def __init__(self, experience: Any) -> None:
-        self._experience = experience
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._experience, name)
-
-    @property
-    def dataset(self) -> Any:
-        return self._experience.dataset.train()
 
 
 def test_old_classes_are_generated_once_although_the_dataset_is_made_anew(digits: Any) -> None:

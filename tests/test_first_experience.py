@@ -31,7 +31,7 @@ from avalanche.models import SimpleMLP, as_multitask
 from avalanche.training import Naive
 from diffusers import AutoencoderTiny
 from PIL import Image
-from tiny import tiny_generator, tiny_network, tiny_plugin, tiny_training
+from tiny import Anew, tiny_generator, tiny_network, tiny_plugin, tiny_training
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision import transforms
@@ -131,20 +131,6 @@ def two_columns() -> Any:
     return class_incremental_benchmark(streams, num_experiences=1, seed=0)
 
 
-class Lazy:
-    """An experience whose dataset is made when it is asked for, anew each time."""
-
-    def __init__(self, experience: Any) -> None:
-        self._experience = experience
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._experience, name)
-
-    @property
-    def dataset(self) -> Any:
-        return self._experience.dataset.train()
-
-
 def lazily_split() -> list[Any]:
     """An experience whose dataset is made when it is asked for, and split then."""
     dataset = as_classification_dataset(Augmented(images(1, 8, 8), darker))
@@ -233,7 +219,7 @@ KINDS: dict[str, Kind] = {
     "image folder, augmented": Kind(
         lambda folder: image_folder(folder, train_transform=AUGMENTATION), pixels=192
     ),
-    "made anew each time": Kind(lambda: [Lazy(digits(train_transform=darker)[0])]),
+    "made anew each time": Kind(lambda: [Anew(digits(train_transform=darker)[0])]),
     "split lazily": Kind(lazily_split),
     "online": Kind(online),
     "online, with boundaries": Kind(lambda: online(access_task_boundaries=True)),

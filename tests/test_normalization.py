@@ -18,6 +18,7 @@ from torchvision import transforms
 
 from avalanche_magd import MAGDPlugin, MAGDTraining
 from avalanche_magd.benchmarks import split_digits
+from avalanche_magd.diffusion.image_values import NotFiniteError
 from avalanche_magd.diffusion.normalization import PixelRange, extremes
 from avalanche_magd.distillation import Distillation
 
@@ -210,7 +211,7 @@ def test_a_batch_that_is_not_finite_stops_the_training_before_the_weights_change
     unseen = [row for row in range(1, 20_001, 2) if row % 21]
     images = spoilt(torch.rand(20_001, 1, 4, 4), value, unseen)
     before = nn.utils.parameters_to_vector(generator.parameters()).clone()
-    with pytest.raises(ValueError, match=r"A batch of images has values that are not finite, \d+"):
+    with pytest.raises(NotFiniteError, match="A batch of images has values that are not finite"):
         training.train(experience_of(images, [0, 1]), eval_streams=[])
     assert torch.equal(nn.utils.parameters_to_vector(generator.parameters()), before)
     assert training.clock.train_iterations == 0

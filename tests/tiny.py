@@ -74,6 +74,20 @@ def tiny_plugin(**kwargs: Any) -> MAGDPlugin:
     return MAGDPlugin(**{**arguments, **kwargs})
 
 
+class Anew:
+    """An experience whose dataset is made anew each time, as a lazy benchmark makes it."""
+
+    def __init__(self, experience: Any) -> None:
+        self._experience = experience
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._experience, name)
+
+    @property
+    def dataset(self) -> Any:
+        return self._experience.dataset.train()
+
+
 class PointMassTeacher:
     """Every image of class y is ``means[y]``: the exact prediction is a line of algebra."""
 

@@ -85,16 +85,20 @@ def place(images: Iterable[Tensor], index: int) -> str:
     return f"image {index}"
 
 
+class NotFiniteError(ValueError, FloatingPointError):
+    """Images hold infinity or NaN; with 0.1 the training that they spoilt ended in the latter."""
+
+
 def check_finite(values: Tensor, what: str, advice: str = "Mend or remove it") -> None:
     """Refuse values of which one is NaN or infinite in single precision.
 
     Raises:
-        ValueError: one is; names the first.
+        NotFiniteError: one is; names the first.
     """
     finite = values.float().isfinite()
     if not bool(finite.all()):
         position = (~finite).nonzero()[0].tolist()
-        raise ValueError(
+        raise NotFiniteError(
             f"{what} has values that are not finite, {int((~finite).sum())} of {values.numel()}; "
             f"the first, at {position}, is {values[~finite][0].item()}. "
             f"{advice}, and train again: nothing was learnt from it."

@@ -6,6 +6,7 @@
 
 import contextlib
 import io
+import math
 import signal
 import string
 import warnings
@@ -42,6 +43,7 @@ from torch.utils.data import TensorDataset
 
 from avalanche_magd import MAGDPlugin
 from avalanche_magd.benchmarks import split_digits
+from avalanche_magd.replay import MiniBatches
 
 KINDS = {
     "nc": "`nc_benchmark`",
@@ -328,15 +330,18 @@ def hang(*_: Any) -> None:
 signal.signal(signal.SIGALRM, hang)
 
 
-def run(name: str, kind: str, *, magd: bool) -> Outcome:
-    """Train one strategy on one kind of benchmark."""
+def run(name: str, kind: str, *, magd: bool, in_parts: bool = False) -> Outcome:
+    """Train one strategy on one kind of benchmark, its mini-batches served in parts or whole."""
     torch.manual_seed(0)
     model: nn.Module = (
         MTSimpleMLP(input_size=64, hidden_size=16)
         if kind == "multi-head"
         else SimpleMLP(num_classes=10, input_size=64, hidden_size=16)
     )
-    plugin = tiny_plugin(generator_iterations=2, pool_size=8, num_inference_steps=2)
+    mini_batches = MiniBatches(None if in_parts else math.inf)
+    plugin = tiny_plugin(
+        generator_iterations=2, pool_size=8, num_inference_steps=2, mini_batches=mini_batches
+    )
     witness = Witness(plugin)
     hook = nn.modules.module.register_module_forward_pre_hook(witness.look)
     signal.alarm(30)
@@ -371,9 +376,9 @@ def run(name: str, kind: str, *, magd: bool) -> Outcome:
     return Outcome("", has_plugin, witness.replayed, stored, witness.counted)
 
 
-def status(name: str, kind: str) -> str:
+def status(name: str, kind: str, *, in_parts: bool = False) -> str:
     """A cell of the table: what a strategy does with MAGD, or the error it has without."""
-    bare, ours = run(name, kind, magd=False), run(name, kind, magd=True)
+    bare, ours = run(name, kind, magd=False), run(name, kind, magd=True, in_parts=in_parts)
     if bare.error or ours.error:
         same = bare.error.split(":")[0] == ours.error.split(":")[0]
         return bare.error if same else f"FAILS ONLY WITH MAGD: {ours.error}"

@@ -40,6 +40,13 @@ def test_a_strategy_does_with_magd_what_the_table_says(name: str, kind: str) -> 
     assert status(name, kind) == published()[name][list(KINDS).index(kind)]
 
 
+@pytest.mark.parametrize("kind", ["class-incremental", "online"])
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_strategy_does_the_same_with_mini_batches_served_in_parts(name: str, kind: str) -> None:
+    expected = published()[name][list(KINDS).index(kind)]
+    assert status(name, kind, in_parts=True) == expected
+
+
 @pytest.mark.parametrize(
     ("cell", "strategies"),
     [

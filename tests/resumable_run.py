@@ -4,6 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -119,7 +120,11 @@ INTERRUPTED = 130
 
 
 def interruptible(ready: Any, output: Path, **kwargs: Any) -> None:
-    """:func:`run`, which ends silently when it is interrupted; ``ready`` is set at its start."""
+    """:func:`run`, which ends silently when it is interrupted; ``ready`` is set at its start.
+
+    Shells start what runs in the background with SIGINT ignored, and processes inherit that.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         ready.set()
         run(output, **kwargs)

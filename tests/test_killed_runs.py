@@ -46,6 +46,7 @@ def test_a_run_that_is_stopped_at_random_moments_ends_as_one_that_was_never_stop
     stops = runs = 0
     while stops < STOPS:
         runs += 1
+        assert runs < 20 * STOPS, "signals do not stop the run"
         output = tmp_path / f"run-{runs}"
         while not (output / "result.json").exists():
             ready = processes().Event()

@@ -209,8 +209,8 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
         """Current classes to generate, and how many images: as if they shared the pool."""
         training = self.generator_strategy
         assert training is not None
-        online, share = is_online_subexperience(experience), self.mini_batches.generated_share
-        if online or not share or not training.distillation.guidance.conditional:
+        wanted = self.mini_batches.generated_share and not is_online_subexperience(experience)
+        if not wanted or not training.distillation.guidance.conditional:
             return [], 0
         classes = sorted(training.model.label_map.known(classes_of(experience.dataset)))
         share = len(classes) / (len(classes) + len(replay.past.classes))

@@ -1,6 +1,7 @@
 """Generated rows join where mini-batches are loaded, so that a strategy treats all rows alike."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -189,6 +190,30 @@ def test_the_loader_is_wrapped_for_an_epoch_only_and_looks_like_the_wrapped_one(
     assert len(during[-1]) == len(real)
     name = next(iter(vars(real)))
     assert getattr(during[-1], name) is getattr(real, name)
+
+
+class OneByOne:
+    """A loader that does not know how many mini-batches it has."""
+
+    def __init__(self, loader: Any) -> None:
+        self.mini_batches = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self.mini_batches
+
+
+@pytest.mark.parametrize("size", [math.inf, None])
+def test_a_loader_of_the_users_need_not_know_its_length(digits: Any, size: float | None) -> None:
+    class Own(Naive):  # type: ignore[misc]
+        def make_train_dataloader(self, **kwargs: Any) -> None:
+            super().make_train_dataloader(**kwargs)
+            self.dataloader = OneByOne(self.dataloader)
+
+    recorder = ReplayRecorder()
+    strategy = strategy_of(Own, [tiny_plugin(mini_batches=MiniBatches(size)), recorder])
+    for experience in digits.train_stream[:2]:
+        strategy.train(experience)
+    assert set(digits.train_stream[0].classes_in_this_experience) <= set(recorder.labels)
 
 
 class Steps(SupervisedPlugin):  # type: ignore[misc]

@@ -8,6 +8,7 @@ it is minimised.
 """
 
 from collections.abc import Iterator
+from operator import length_hint
 from typing import Any
 
 import torch
@@ -46,8 +47,8 @@ class ReplayLoader:
         # Of the last mini-batch, as far as is known.
         self._last_rows = (len(strategy.adapted_dataset) - 1) % real_rows + 1
         if replay is not None:
-            steps = len(self.loader) * getattr(strategy, "train_epochs", 1)
-            replay.parts = replay.parts_of(real_rows, steps)
+            steps = length_hint(self.loader) * getattr(strategy, "train_epochs", 1)
+            replay.parts = replay.parts_of(real_rows, max(1, steps))
 
     def __len__(self) -> int:
         parts = 1 if self.replay is None else self.replay.parts

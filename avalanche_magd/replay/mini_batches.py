@@ -18,7 +18,7 @@ from avalanche_magd.runtime.validation import (
 )
 
 STEPS: Final = 2000
-"""Of an experience that a solver is given by default, if mini-batches allow it."""
+"""Of an experience that a solver is given by ``size=None``, if mini-batches allow it."""
 FEWEST_ROWS: Final = 16
 MOST_ROWS: Final = 256
 """Bounds of the rows of a part."""

@@ -7,7 +7,7 @@ before_training                 a second MAGD plugin is refused
 after_train_dataset_adaptation  the data are checked; the generator is built, fills the pool with
                                 old classes, learns the experience, and generates its classes
 before_training_epoch           the data loader is wrapped: generated images join each mini-batch
-before_backward                 soft labels join the loss
+before_backward                 soft labels join the loss, and weights of its rows
 after_update                    generated images leave the mini-batch; after_training_iteration,
                                 where strategies have no after_update
 after_training_epoch            the data loader is unwrapped
@@ -201,8 +201,13 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
     def _make_replay(self, pool: Pool, solver: PastSolver, experience: Any) -> Replay:
         classes = len(classes_of(experience.dataset))
         replay = Replay(pool, None, classes, self.mini_batches)
-        if self.mini_batches.soft_label_weight:
-            replay.soft_labels = solver.logits_of_pool(pool)
+        weight = self.mini_batches.soft_label_weight
+        if weight or (weight is None and not is_online_subexperience(experience)):
+            try:
+                replay.soft_labels = solver.logits_of_pool(pool)
+            except (TypeError, IndexError):  # no logits, or not of each class
+                if weight is not None:
+                    raise
         return replay
 
     def _current_images(self, experience: Any, replay: Replay) -> tuple[list[int], int]:
@@ -232,15 +237,14 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
         strategy.dataloader = unwrapped(strategy.dataloader)
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
-        """Soft labels join the loss.
+        """Soft labels join the loss, and weights of its rows.
 
         Raises:
             ValueError: the solver's output has no logit for each old class.
         """
-        if self.replay is not None and self.replay.soft_labels is not None:
+        if self.replay is not None:
             assert self.generator is not None
-            loss = self.replay.soft_label_loss(strategy, self.generator.label_map)
-            strategy.loss = strategy.loss + self.mini_batches.soft_label_weight * loss
+            self.replay.join_loss(strategy, self.generator.label_map)
 
     def after_update(self, strategy: Any, **kwargs: Any) -> None:
         """Generated images leave the mini-batch."""

@@ -403,24 +403,27 @@ def recipe(name: str, image_shape: tuple[int, int, int]) -> str:
     """
     if name not in ROWS:
         return ""
-    row = ROWS[name]
+    rows = changed_settings(ROWS[name].plugin.get("mini_batches", MiniBatches()))
+    return json.dumps({**generator_words(ROWS[name], image_shape), "plugin": rows}, sort_keys=True)
+
+
+def generator_words(row: Row, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """The same of what is generated, whatever the solver."""
     network = default_network(image_shape).config
-    words = {
+    return {
         **distillation_words(Distillation(**row.distillation)),
         "training iterations": default_iterations(image_shape),
         "learning rate": LEARNING_RATE,
         "network": {key: value for key, value in network.items() if not key.startswith("_")},
         "training": row.training,
         "generator": {key: str(value) for key, value in row.generator.items()},
-        "plugin": changed_settings(row.plugin.get("mini_batches", MiniBatches())),
     }
-    return json.dumps(words, sort_keys=True)
 
 
 def changed_settings(mini_batches: MiniBatches) -> dict[str, Any]:
-    """Those that are not the default ones, by name."""
-    default = asdict(MiniBatches())
-    return {name: value for name, value in asdict(mini_batches).items() if value != default[name]}
+    """Those that are not what 0.1 did, by name."""
+    first = asdict(MiniBatches(math.inf))
+    return {name: value for name, value in asdict(mini_batches).items() if value != first[name]}
 
 
 def distillation_words(distillation: Distillation) -> dict[str, Any]:

@@ -18,7 +18,9 @@ LAYERS = [
     {""},
 ]
 TECHNIQUES = {"distillation.nigd", "distillation.sggd", "distillation.cggd"}
-ABOVE_DIFFUSION = {"benchmarks", "distillation", "reporting", "checkpoints", "training", "plugin"}
+ABOVE_DIFFUSION = {
+    *("benchmarks", "distillation", "reporting", "replay", "checkpoints", "training", "plugin")
+}
 HOSTS = {
     "avalanche": {"diffusion.generator", "metrics", *ABOVE_DIFFUSION},
     "diffusers": {"diffusion"},

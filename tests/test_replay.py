@@ -8,14 +8,18 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from avalanche.models import SimpleMLP
+from avalanche.training import Naive
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tiny import naive
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from avalanche_magd.diffusion.label_map import LabelMap
 from avalanche_magd.distillation import Pool
 from avalanche_magd.replay import MiniBatches, Replay
-from avalanche_magd.replay.soft_labels import soft_label_divergence
+from avalanche_magd.replay.losses import soft_label_divergence
 
 
 def pool_of(classes: list[int], size: int = 20) -> Pool:
@@ -99,38 +103,46 @@ def test_rows_leave_an_output_however_it_is_nested(
         assert [len(column) for column in strategy.mbatch] == [4, 4]
 
 
-def test_rows_that_a_strategy_appends_after_the_generated_ones_leave_too(
-    rng: torch.Generator,
-) -> None:
+@pytest.mark.parametrize("before", [False, True])
+def test_rows_that_a_strategy_adds_leave_too(before: bool, rng: torch.Generator) -> None:
     replay, label_map = (
         Replay(pool_of([0]), None, 1, MiniBatches(replay_size=3)),
         LabelMap().with_classes([(0, 0)]),
     )
-    (mbatch,) = replay.join([torch.rand(4, 1, 2, 2), torch.zeros(4)], label_map, rng)
-    longer = [torch.cat([column, column[:2]]) for column in mbatch]
-    strategy = SimpleNamespace(mbatch=longer, mb_output=torch.rand(9, 10))
-    replay.leave(strategy)
-    assert [len(column) for column in [*strategy.mbatch, strategy.mb_output]] == [4, 4, 4]
+    real = [torch.rand(4, 1, 2, 2), torch.tensor([5.0, 6, 7, 8])]
+    (mbatch,) = replay.join(real, label_map, rng)
+    own = [torch.rand(2, 1, 2, 2), torch.full((2,), 9.0)]
+    longer = [
+        torch.cat([rows, column] if before else [column, rows])
+        for column, rows in zip(mbatch, own, strict=True)
+    ]
+    strategy = SimpleNamespace(mbatch=longer, mb_output=longer[1].clone())
+    for _ in range(2):  # as after the update and after the iteration
+        replay.leave(strategy)
+        left = [*strategy.mbatch, strategy.mb_output]
+        assert all(map(torch.equal, left, [*real, real[1]]))
 
 
 @settings(max_examples=30, deadline=None)
-@example(rows=1, current=3, old=1, share=0.25)
+@example(rows=1, current=3, old=1, share=0.25, weight=1.0)
 @given(
     rows=st.integers(1, 40),
     current=st.integers(1, 4),
     old=st.integers(1, 9),
     share=st.sampled_from([0.0, 0.25, 0.5]),
+    weight=st.sampled_from([0.0, 0.3, 1.0]),
 )
-def test_each_class_gets_the_same_number_of_rows_over_an_experience(
-    rows: int, current: int, old: int, share: float
+def test_each_class_has_the_same_weight_over_an_experience(
+    rows: int, current: int, old: int, share: float, weight: float
 ) -> None:
     past = pool_of(list(range(old)))
     now = pool_of(list(range(50, 50 + current))) if share else None
-    replay = Replay(past, now, current, MiniBatches(generated_share=share))
+    rows_of = MiniBatches(generated_share=share, real_weight=weight)
+    replay = Replay(past, now, current, rows_of)
     rng = torch.Generator().manual_seed(0)
     ids = torch.cat([replay.draw(rows, rng)[1] for _ in range(30)])
-    of_current = 30 * rows / (1 - share)
-    generated = of_current - 30 * rows
+    generated = 30 * rows * share / (1 - share)
+    of_current = generated + 30 * rows * (weight if share else 1)
     # What is left of a row at the end of a mini-batch is carried over to the next.
     assert len(ids[ids >= 50]) == pytest.approx(generated, abs=1.01)
     assert len(ids[ids < 50]) == pytest.approx(of_current * old / current, abs=1.01)
@@ -237,7 +249,8 @@ def labelled(soft_labels: Tensor) -> tuple[Replay, LabelMap]:
     """A replay of one head with one image of each class, and soft labels."""
     label_map = LabelMap().with_classes((label, 0) for label in range(soft_labels.shape[1]))
     pool = pool_of(label_map.ids, size=len(soft_labels))
-    return Replay(pool, None, 1, MiniBatches(replay_size=6), soft_labels), label_map
+    rows = MiniBatches(replay_size=6, soft_label_weight=3.0)
+    return Replay(pool, None, 1, rows, soft_labels), label_map
 
 
 def test_soft_labels_are_compared_with_the_output_of_generated_rows_of_old_classes(
@@ -256,15 +269,16 @@ def test_soft_labels_are_compared_with_the_output_of_generated_rows_of_old_class
         [torch.randn(4, 5, generator=rng), torch.randn(len(rows), 5, generator=rng)]
     )
     output[4:, :3] = rows
-    strategy = SimpleNamespace(mbatch=mbatch, mb_output=output, device=torch.device("cpu"))
-    same = replay.soft_label_loss(strategy, label_map)
-    assert same.item() == pytest.approx(0, abs=1e-6)
+    strategy = SimpleNamespace(mbatch=mbatch, mb_output=output, loss=torch.tensor(5.0))
+    replay.join_loss(strategy, label_map)
+    assert strategy.loss.item() == pytest.approx(5, abs=1e-6)
     output[4:, 0] += 1
-    changed = replay.soft_label_loss(strategy, label_map)
+    replay.join_loss(strategy, label_map)
     one_head = torch.ones_like(rows, dtype=torch.bool)
-    expected = soft_label_divergence(output[4:, :3], rows, one_head)
-    assert changed.item() == pytest.approx(expected.item())
-    assert expected.item() > 0.01
+    divergence = soft_label_divergence(output[4:, :3], rows, one_head)
+    share_of_rows = 6 / 10
+    assert strategy.loss.item() == pytest.approx(5 + 3 * share_of_rows * divergence.item())
+    assert divergence.item() > 0.01
 
 
 def test_the_divergence_from_soft_labels_is_the_scaled_kullback_leibler_divergence() -> None:
@@ -289,3 +303,45 @@ def test_the_divergence_from_soft_labels_compares_within_each_head() -> None:
     torch.autograd.backward(divergence)
     assert logits.grad is not None
     assert logits.grad[~same_head].eq(0).all()
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("own_rows", [0, 3])
+def test_real_rows_have_their_weight_in_the_loss(
+    weight: float, own_rows: int, rng: torch.Generator
+) -> None:
+    label_map = LabelMap().with_classes([(0, 0), (1, 0)])
+    replay = Replay(pool_of([0]), pool_of([1]), 1, MiniBatches(real_weight=weight))
+    real = [torch.rand(4, 1, 2, 2), torch.ones(4, dtype=torch.int64)]
+    (mbatch,) = replay.join(real, label_map, rng)
+    own = [torch.rand(own_rows, 1, 2, 2), torch.full((own_rows,), 2)]
+    strategy = naive([])
+    strategy.mbatch = [torch.cat(columns) for columns in zip(own, mbatch, strict=True)]
+    strategy.mbatch.append(torch.zeros(len(strategy.mbatch[0])))
+    strategy.mb_output = torch.randn(len(strategy.mbatch[0]), 3, generator=rng)
+    loaded = slice(own_rows, None)
+    output, labels = strategy.mb_output[loaded], strategy.mb_y[loaded]
+    strategy.loss = cross_entropy(output, labels)
+    replay.join_loss(strategy, label_map)
+    weights = torch.tensor([weight] * 4 + [1.0] * (len(labels) - 4))
+    by_hand = (weights * cross_entropy(output, labels, reduction="none")).sum() / weights.sum()
+    assert strategy.loss.item() == pytest.approx(by_hand.item())
+
+
+@pytest.mark.parametrize("of_rows", [False, True])
+def test_a_loss_that_is_not_of_each_row_is_left_alone(of_rows: bool, rng: torch.Generator) -> None:
+    class Own(Naive):  # type: ignore[misc]
+        def criterion(self) -> Tensor:
+            return self.mb_output.sum()
+
+    model = SimpleMLP(num_classes=3, input_size=4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    strategy = (Naive if of_rows else Own)(model=model, optimizer=optimizer, evaluator=None)
+    label_map = LabelMap().with_classes([(0, 0), (1, 0)])
+    replay = Replay(pool_of([0]), pool_of([1]), 1, MiniBatches(real_weight=0.25))
+    real = [torch.rand(4, 1, 2, 2), torch.ones(4, dtype=torch.int64), torch.zeros(4)]
+    (strategy.mbatch,) = replay.join(real, label_map, rng)
+    strategy.mb_output = torch.randn(len(strategy.mbatch[0]), 3, generator=rng)
+    strategy.loss = torch.tensor(2.0)
+    replay.join_loss(strategy, label_map)
+    assert (strategy.loss.item() == 2) is not of_rows

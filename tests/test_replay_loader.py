@@ -9,9 +9,9 @@ import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.models import SimpleMLP
-from avalanche.training import Naive
+from avalanche.training import DER, Naive
 from avalanche.training.plugins import EvaluationPlugin
-from callbacks import ReplayRecorder
+from callbacks import ReplayRecorder, at
 from tiny import naive, tiny_plugin
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
@@ -52,6 +52,17 @@ def test_what_a_strategy_changes_on_the_device_reaches_generated_rows(digits: An
     known = [*first.classes_in_this_experience, *second.classes_in_this_experience]
     assert set(recorder.labels) == set(NEW_LABELS[known].tolist())
     assert torch.stack(recorder.images).min() >= 8.5
+
+
+def test_rows_of_a_memory_that_stand_before_the_real_ones_leave(digits: Any) -> None:
+    labels: set[int] = set()
+    look = at("after_training_iteration", lambda strategy: labels.update(strategy.mb_y.tolist()))
+    plugins = [tiny_plugin(mini_batches=MiniBatches(soft_label_weight=1.0, real_weight=0.5)), look]
+    strategy = strategy_of(DER, plugins, mem_size=20, batch_size_mem=5)
+    for experience in digits.train_stream[:2]:
+        labels.clear()
+        strategy.train(experience)
+    assert labels == set(experience.classes_in_this_experience)
 
 
 @pytest.mark.parametrize("appended", [False, True])

@@ -19,6 +19,7 @@ from avalanche_magd.runtime.validation import (
 
 STEPS: Final = 2000
 """Of an experience that a solver is given by ``size=None``, if mini-batches allow it."""
+SOFT_LABEL_WEIGHT: Final = 1.0
 FEWEST_ROWS: Final = 16
 MOST_ROWS: Final = 256
 """Bounds of the rows of a part."""
@@ -39,9 +40,16 @@ class MiniBatches:
             which the rows of old classes grow too. Without them (0) a solver can tell old classes
             from current ones by telling generated images from real ones. Not on online streams,
             nor from a generator that is given no classes.
+        real_weight: weight of a real row's loss, in [0, 1], where a generated one weighs 1: the
+            less, the less a solver learns to tell old classes from current ones by telling
+            generated images from real ones. With 0 it learns from generated ones alone. Classes
+            stay in balance. Not where no current classes are generated, nor where a strategy's
+            loss is not that of each row by itself.
         soft_label_weight: weight of a loss that draws the solver's answers on generated images of
-            old classes towards those that it gave before the experience, within each head; 0
-            switches it off. The solver has to be trained on logits.
+            old classes towards those that it gave before the experience, within each head: their
+            mean divergence, times the share of such rows; 0 switches it off. ``None``: 1, but on
+            online streams, and but for a solver that is not trained on logits, which another
+            weight refuses.
 
     Raises:
         TypeError: an argument is of another kind.
@@ -51,7 +59,8 @@ class MiniBatches:
     size: int | float | None = math.inf
     replay_size: int | None = None
     generated_share: float = 0.5
-    soft_label_weight: float = 0.0
+    real_weight: float = 1.0
+    soft_label_weight: float | None = 0.0
 
     def __post_init__(self) -> None:
         share, weight = self.generated_share, self.soft_label_weight
@@ -59,10 +68,12 @@ class MiniBatches:
             "size": self.size,
             "replay_size": optional_count("replay_size", self.replay_size, at_least=0),
             "generated_share": check_share("generated_share", share, excluded=1),
-            "soft_label_weight": check_number(
-                "soft_label_weight", weight, at_least=0, at_most=1e6
-            ),
+            "real_weight": check_number("real_weight", self.real_weight, at_least=0, at_most=1),
         }
+        if weight is not None:
+            checked["soft_label_weight"] = check_number(
+                "soft_label_weight", weight, at_least=0, at_most=1e6
+            )
         if self.size is not None and self.size != math.inf:
             checked["size"] = check_count("size", self.size)
         for name, value in checked.items():
@@ -79,7 +90,8 @@ class MiniBatches:
             both: whether there are generated images of current classes too.
         """
         now = real_rows * self.generated_share / (1 - self.generated_share) if both else 0.0
-        old = (real_rows + now) * old_per_current
+        real_weight = self.real_weight if now else 1.0
+        old = (real_weight * real_rows + now) * old_per_current
         scale = 1.0 if self.replay_size is None else self.replay_size / (old + now)
         return scale * old, scale * now
 

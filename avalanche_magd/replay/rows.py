@@ -1,7 +1,7 @@
 """The rows that join a mini-batch: drawn, dealt out to its parts, and trimmed off again."""
 
 import copy
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from avalanche_magd.diffusion.label_map import LabelMap
 from avalanche_magd.distillation import Pool
-from avalanche_magd.replay.mini_batches import MiniBatches
-from avalanche_magd.replay.soft_labels import soft_label_divergence
+from avalanche_magd.replay.losses import criterion_of_rows, moved_weight, soft_label_divergence
+from avalanche_magd.replay.mini_batches import SOFT_LABEL_WEIGHT, MiniBatches
 
 
 @dataclass
@@ -39,9 +39,10 @@ class Replay:
     parts: int = 1
     _owed: float = field(default=0.0, init=False)
     _owed_past: float = field(default=0.0, init=False)
-    # Of the present mini-batch: its real rows, all its rows, and the slots of those from past.
+    # Of the present part: its real rows, all its rows, their labels, and the slots of the past's.
     _real_rows: int = field(default=0, init=False)
     _rows: int = field(default=0, init=False)
+    _labels: Tensor | None = field(default=None, init=False)
     _slots: Int[Tensor, " m"] | None = field(default=None, init=False)
     joined: int = field(default=0, init=False)
     """Rows that have joined mini-batches so far."""
@@ -67,21 +68,31 @@ class Replay:
             self._real_rows, self._slots = len(mbatch[0][part]), slots[part]
             self._rows = self._real_rows + len(images[part])
             self.joined += len(images[part])
-            yield [
+            served = [
                 torch.cat([real[part], rows[part].to(real.device, real.dtype)])
                 for real, rows in zip(mbatch, columns, strict=True)
             ]
+            self._labels = served[1]
+            yield served
 
     def leave(self, strategy: Any) -> None:
         """Trim mini-batch and output, however nested, back to the real rows.
 
-        What a strategy has appended in its turn leaves too.
+        What a strategy has added in its turn, before them or behind, leaves too.
         """
         if self._rows > self._real_rows:
-            rows = {self._rows, len(strategy.mbatch[0])}
-            strategy.mbatch = trimmed(strategy.mbatch, rows, self._real_rows)
-            strategy.mb_output = trimmed(strategy.mb_output, rows, self._real_rows)
+            real = self._places(strategy, slice(0, self._real_rows))
+            strategy.mbatch = cut(strategy.mbatch, real)
+            strategy.mb_output = cut(strategy.mb_output, real)
             self._rows = self._real_rows
+
+    def _places(self, strategy: Any, rows: slice) -> dict[int, slice]:
+        """Where rows of the part are in tensors of so many rows."""
+        labels, longer = strategy.mbatch[1], len(strategy.mbatch[1]) - self._rows
+        assert self._labels is not None
+        first = longer if longer > 0 and torch.equal(labels[longer:], self._labels) else 0
+        moved = slice(first + rows.start, first + rows.stop)
+        return {len(strategy.mbatch[0]): moved, self._rows: rows}
 
     def draw(
         self, real_rows: int, rng: torch.Generator
@@ -112,50 +123,73 @@ class Replay:
         ratio, both = len(self.past.classes) / self.current_classes, self.current is not None
         return self.mini_batches.joining(real_rows, ratio, both=both)
 
-    def soft_label_loss(self, strategy: Any, label_map: LabelMap) -> Float[Tensor, ""]:
-        """The distance of the strategy's output from the soft labels, within each head.
+    def join_loss(self, strategy: Any, label_map: LabelMap) -> None:
+        """Soft labels join the strategy's loss, and weight moves from real rows to others.
 
         Raises:
-            ValueError: the output has no logit for each old class.
+            ValueError: there are soft labels, and the output has no logit for each old class.
         """
-        slots, real_rows = self._slots, self._real_rows
+        if self._rows > self._real_rows:
+            if self.current is not None and self.mini_batches.real_weight != 1:
+                strategy.loss = strategy.loss + self._moved_weight(strategy)
+            if self.soft_labels is not None:
+                strategy.loss = strategy.loss + self._soft_label_loss(strategy, label_map)
+
+    def _moved_weight(self, strategy: Any) -> Float[Tensor, ""] | float:
+        criterion = criterion_of_rows(strategy)
+        if criterion is None:
+            return 0.0
+        real, others = (
+            criterion(*cut((strategy.mb_output, strategy.mb_y), self._places(strategy, rows)))
+            for rows in (slice(0, self._real_rows), slice(self._real_rows, self._rows))
+        )
+        count = self._real_rows, self._rows - self._real_rows
+        return moved_weight(real, others, count, self.mini_batches.real_weight)
+
+    def _soft_label_loss(self, strategy: Any, label_map: LabelMap) -> Float[Tensor, ""] | float:
+        """The distance of the strategy's output from the soft labels, within each head."""
+        slots = self._slots
         if self.soft_labels is None or slots is None or not len(slots):
-            return torch.zeros((), device=strategy.device)
+            return 0.0
+        weight = self.mini_batches.soft_label_weight
         output, ids = strategy.mb_output, torch.tensor(self.past.classes, device=slots.device)
         columns, heads = label_map.labels_of(ids)
         if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[1] <= columns.max():
+            if weight is None:
+                return 0.0
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(
                 "Soft labels need a solver that is trained on logits, one for each class; "
                 f"{type(strategy).__name__}'s output is {shape}: set soft_label_weight=0."
             )
         of_rows = heads[torch.searchsorted(ids, self.past.labels[slots])]
-        rows = slice(real_rows, real_rows + len(slots))
-        return soft_label_divergence(
-            output[rows][:, columns.to(output.device)],
+        rows = slice(self._real_rows, self._real_rows + len(slots))
+        divergence = soft_label_divergence(
+            cut(output, self._places(strategy, rows))[:, columns.to(output.device)],
             self.soft_labels[slots].to(output.device),
             (of_rows[:, None] == heads).to(output.device),
         )
+        weight = SOFT_LABEL_WEIGHT if weight is None else weight
+        return weight * len(slots) / self._rows * divergence
 
 
-def trimmed(content: Any, rows: Container[int], real_rows: int) -> Any:
-    """Content with the tensors of so many rows, in whatever it holds, cut to the real ones."""
+def cut(content: Any, places: Mapping[int, slice]) -> Any:
+    """Content with the tensors of so many rows, in whatever it holds, cut to those there."""
     if isinstance(content, Tensor):
-        return content[:real_rows] if content.ndim and len(content) in rows else content
+        return (
+            content[places[len(content)]] if content.ndim and len(content) in places else content
+        )
     if isinstance(content, Mapping):
-        cut = {key: trimmed(value, rows, real_rows) for key, value in content.items()}
         same: Any = copy.copy(content)
-        for key, value in cut.items():
-            same[key] = value
+        for key, value in content.items():
+            same[key] = cut(value, places)
         return same
     if isinstance(content, (tuple, list)):
-        parts = [trimmed(each, rows, real_rows) for each in content]
+        parts = [cut(each, places) for each in content]
         if hasattr(content, "_make"):  # a named tuple
             return content._make(parts)
         return type(content)(parts)
     if is_dataclass(content) and not isinstance(content, type):
         names = [each.name for each in fields(content) if each.init]
-        return replace(
-            content, **{name: trimmed(getattr(content, name), rows, real_rows) for name in names}
-        )
+        return replace(content, **{name: cut(getattr(content, name), places) for name in names})
     return content

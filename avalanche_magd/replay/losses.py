@@ -1,0 +1,73 @@
+"""What joins the solver's loss: soft labels, and weight that moves from real to generated rows.
+
+Soft labels are what the solver of the past says of generated images; the present one keeps it.
+
+References:
+    Hinton et al. 2015, *Distilling the knowledge in a neural network*.
+"""
+
+from typing import Any, Final
+
+from avalanche.core import BasePlugin
+from avalanche.training.templates.problem_type import SupervisedProblem
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional
+
+TEMPERATURE: Final = 2.0
+"""What softens the solver's old and new answers alike."""
+
+OTHER_HEAD: Final = -1e4
+"""A logit that leaves no probability, and is finite in half precision."""
+
+
+def soft_label_divergence(
+    logits: Float[Tensor, "n k"],
+    soft_labels: Float[Tensor, "n k"],
+    same_head: Bool[Tensor, "n k"],
+) -> Float[Tensor, ""]:
+    """``τ² KL(softmax(soft/τ) ‖ softmax(logits/τ))``, mean over rows, τ = :data:`TEMPERATURE`.
+
+    Args:
+        logits: the solver's, over the old classes alone.
+        soft_labels: the logits that it gave before, in the same order.
+        same_head: whether a class belongs to the row's head; others do not count.
+    """
+    target, prediction = (
+        functional.log_softmax(each.masked_fill(~same_head, OTHER_HEAD) / TEMPERATURE, 1)
+        for each in (soft_labels, logits)
+    )
+    divergence = functional.kl_div(prediction, target, reduction="batchmean", log_target=True)
+    return TEMPERATURE**2 * divergence
+
+
+def moved_weight(
+    real: Float[Tensor, ""],
+    generated: Float[Tensor, ""],
+    rows: tuple[int, int],
+    real_weight: float,
+) -> Float[Tensor, ""]:
+    """What is to be added to the mean loss of all rows, so that real ones weigh less.
+
+    ``m r (1 − w) / ((r + m) (w r + m)) · (generated − real)`` for r real and m generated rows:
+    with it the loss is ``(w r · real + m · generated) / (w r + m)``.
+
+    Args:
+        real: mean loss of the real rows.
+        generated: of the others.
+        rows: how many there are of either.
+        real_weight: w, where a generated row weighs 1.
+    """
+    r, m = rows
+    return m * r * (1 - real_weight) / ((r + m) * (real_weight * r + m)) * (generated - real)
+
+
+def criterion_of_rows(strategy: Any) -> Any:
+    """A strategy's criterion, if its loss is that of each row by itself; else ``None``.
+
+    Those that define a loss of their own, or have a plugin for it, compare rows with one another
+    or with what they keep of each.
+    """
+    criterion = getattr(strategy, "_criterion", None)
+    own = getattr(type(strategy), "criterion", None) is not SupervisedProblem.criterion
+    return None if own or isinstance(criterion, BasePlugin) else criterion

@@ -279,6 +279,12 @@ def keys_of(
     }
 
 
+def file_of(arguments: argparse.Namespace) -> Path:
+    """Where the lines are."""
+    folder: Path = arguments.output
+    return folder / f"{name_of(arguments)}.jsonl"
+
+
 def main() -> None:
     """Run what is missing, print the table, draw the figures."""
     arguments = parse_arguments()
@@ -288,7 +294,7 @@ def main() -> None:
     image, *_ = load(arguments, 1, 0).train_stream[0].dataset[0]
     keys = keys_of(arguments, tuple(image.shape))
     lines = finish(
-        arguments.output / f"{name_of(arguments)}.jsonl",
+        file_of(arguments),
         {key: (name, seed, arguments) for (name, seed), key in keys.items()},
         run,
         arguments.jobs,

@@ -147,12 +147,9 @@ def pools_of(name: str, known: Known, benchmark: Any, seed: int) -> Path:
     return folder
 
 
-def run(
-    name: str, seed: int, epochs: int, images_per_class: int | None, arguments: argparse.Namespace
-) -> dict[str, Any]:
+def run(name: str, seed: int, epochs: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Train one solver on the stream, and evaluate it on the classes seen so far."""
-    given = {**vars(arguments), "epochs": epochs, "images_per_class": images_per_class}
-    arguments = argparse.Namespace(**given)
+    arguments = argparse.Namespace(**{**vars(arguments), "epochs": epochs})
     benchmark = load(arguments, arguments.experiences, seed)
     known = known_of(benchmark, seed, arguments)
     metrics = accuracy_metrics(experience=True, stream=True), forgetting_metrics(stream=True)
@@ -219,32 +216,41 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
-def main() -> None:
-    """Run what is missing, and print the table."""
-    arguments = parse_arguments()
-    image, *_ = load(arguments, 1, 0).train_stream[0].dataset[0]
-    shape = tuple(image.shape)
-    keys = {
-        (name, epochs, seed): key_of(arguments, IGNORED, name, seed, epochs, recipe(name, shape))
+def keys_of(
+    arguments: argparse.Namespace, image_shape: tuple[int, int, int]
+) -> dict[tuple[str, int, int], str]:
+    """The key of each run that is asked for, by method, seed and epochs."""
+    return {
+        (name, seed, epochs): key_of(
+            arguments, IGNORED, name, seed, epochs, recipe(name, image_shape)
+        )
         for epochs in arguments.epochs
         for name in arguments.methods
         for seed in arguments.seeds
     }
+
+
+def file_of(arguments: argparse.Namespace) -> Path:
+    """Where the lines are."""
+    folder: Path = arguments.output
+    return folder / f"solvers-{name_of(arguments)}.jsonl"
+
+
+def main() -> None:
+    """Run what is missing, and print the table."""
+    arguments = parse_arguments()
+    image, *_ = load(arguments, 1, 0).train_stream[0].dataset[0]
+    keys = keys_of(arguments, tuple(image.shape))
     title = arguments.table or f"solvers-{name_of(arguments)}"
     lines = finish(
-        arguments.output / f"solvers-{name_of(arguments)}.jsonl",
-        {
-            key: (name, seed, epochs, arguments.images_per_class, arguments)
-            for (name, epochs, seed), key in keys.items()
-        },
+        file_of(arguments),
+        {key: (*what, arguments) for what, key in keys.items()},
         run,
         arguments.jobs,
     )
-    runs = {
-        f"{name}, {epochs} epochs": [lines[keys[name, epochs, seed]] for seed in arguments.seeds]
-        for epochs in arguments.epochs
-        for name in arguments.methods
-    }
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for (name, _, epochs), key in keys.items():
+        runs.setdefault(f"{name}, {epochs} epochs", []).append(lines[key])
     written = results_table(runs, FORMS)
     (arguments.output / f"{title}.md").write_text(written + "\n", encoding="utf-8")
     print(f"\n{written}")

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from avalanche.evaluation.metrics import accuracy_metrics
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -80,6 +81,16 @@ def check_scaling(folder: Path) -> None:
     assert of["side", 64]["pool bytes"] > 50 * of["side", 8]["pool bytes"]
 
 
+def check_solvers(folder: Path) -> None:
+    """Parts have the rows of whole mini-batches, in more steps; one generator made both's."""
+    lines = {line["name"]: line for line in read_lines(folder / "solvers-digits.jsonl")}
+    whole, parts = lines["magd"], lines["parts"]
+    assert whole["rows"] == parts["rows"] > 2 * lines["replay-50"]["rows"]
+    assert whole["steps"] < parts["steps"]
+    assert whole["largest step"] > 300 > 20 > parts["largest step"]
+    assert len(list((folder / "pools").iterdir())) == 1
+
+
 def check_processes(folder: Path) -> None:
     rows = json.loads((folder / "processes.json").read_text())
     assert [row["processes"] for row in rows] == [1, 2]
@@ -111,6 +122,12 @@ EXPECTED = {
     "quickstart": Expected("report.md"),
     "resume": Expected("*.pt"),
     "scaling": Expected("scaling.json", "pool, MB", check=check_scaling),
+    "solvers": Expected(
+        "solvers-digits.md",
+        "largest step",
+        ("--output", "{folder}", "--methods", "magd", "parts", "replay-50", "joint"),
+        check_solvers,
+    ),
     "timing": Expected(
         "timing.json",
         "forwards per lesson",
@@ -138,7 +155,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 def examples(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The examples' own modules."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    names = ("compare", "methods", "study")
+    names = ("compare", "methods", "solvers", "study")
     return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
 
 
@@ -193,9 +210,9 @@ def commands(document: Path) -> list[list[str]]:
 
 
 STUDIES = [
-    words[1:]
+    words
     for words in commands(RESULTS)
-    if words[0] == "examples/compare.py" and "--paper-scale" not in words
+    if Path(words[0]).stem in {"compare", "solvers"} and "--paper-scale" not in words
 ]
 
 
@@ -205,13 +222,13 @@ def test_the_runs_behind_a_table_are_recorded(
 ) -> None:
     """Under the keys that the study looks for, so that its command runs nothing again."""
     monkeypatch.chdir(ROOT)
-    arguments = examples.compare.parse_arguments([*words, "--device", "cpu"])
-    keys = examples.compare.keys_of(arguments, IMAGE_SHAPES[arguments.benchmark])
-    file = arguments.output / f"{examples.study.name_of(arguments)}.jsonl"
-    recorded = {line["key"]: (line["name"], line["seed"]) for line in read_lines(file)}
-    assert {key: recorded.get(key) for key in keys.values()} == {
-        key: run for run, key in keys.items()
-    }
+    study = getattr(examples, Path(words[0]).stem)
+    arguments = study.parse_arguments([*words[1:], "--device", "cpu"])
+    keys = study.keys_of(arguments, IMAGE_SHAPES[arguments.benchmark])
+    recorded = {line["key"]: line for line in read_lines(study.file_of(arguments))}
+    for run, key in keys.items():
+        line = recorded[key]
+        assert tuple(line[each] for each in ("name", "seed", "epochs") if each in line) == run
 
 
 def test_all_tables_of_recorded_runs_are_checked() -> None:
@@ -272,6 +289,25 @@ def test_a_row_differs_from_magd_by_nothing_but_what_it_says(
     assert learnt("replay_weight-4").equal(learnt("magd"))
     assert not learnt("epsilon").equal(learnt("magd"))
     assert not learnt("not_averaged").equal(learnt("magd"))
+
+
+def test_a_solver_on_recorded_images_learns_what_it_learns_with_the_plugin(
+    examples: SimpleNamespace, digits: Any, tmp_path: Path
+) -> None:
+    words = ["--smoke", "--device", "cpu", "--output", str(tmp_path)]
+    arguments = examples.solvers.parse_arguments(words)
+    line = examples.solvers.run("parts_soft", 0, 1, arguments)
+    with_epochs = argparse.Namespace(**{**vars(arguments), "epochs": 1})
+    known = examples.methods.known_of(digits, 0, with_epochs)
+    accuracy = accuracy_metrics(stream=True)
+    known.common["evaluator"] = examples.study.silent_evaluator(accuracy)
+    strategy = examples.methods.build("parts_soft", known, 0, arguments.iterations).strategy
+    accuracies = []
+    for seen, experience in enumerate(digits.train_stream, 1):
+        strategy.train(experience, eval_streams=[])
+        values = strategy.eval(digits.test_stream[:seen])
+        accuracies.append(values[examples.study.ACCURACY])
+    assert line["accuracies"] == accuracies
 
 
 def test_two_folders_of_images_are_two_benchmarks(

@@ -199,8 +199,10 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
                     )
 
     def _make_replay(self, pool: Pool, solver: PastSolver, experience: Any) -> Replay:
-        classes = len(classes_of(experience.dataset))
-        replay = Replay(pool, None, classes, self.mini_batches)
+        data = experience.dataset
+        replay = Replay(
+            pool, None, len(classes_of(data)), self.mini_batches, real_images=len(data)
+        )
         weight = self.mini_batches.soft_label_weight
         if weight or (weight is None and not is_online_subexperience(experience)):
             try:

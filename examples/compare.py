@@ -28,6 +28,7 @@ import copy
 import statistics
 import time
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,8 @@ from avalanche_magd.reporting.run_logger import environment
 from avalanche_magd.runtime.distributed import Processes, is_main_process, process_count
 
 DEFAULT = ["naive", "joint", "replay-200", "replay-500", "vae", "strong_vae", "magd"]
-IGNORED = ("methods", "groups", "table")
-"""Arguments that do not change a run."""
+IGNORED = ("methods", "groups", "table", "whole")
+"""Arguments that do not change a run, or by a method's recipe."""
 FORMS = {
     "accuracy": ".3f",
     "forgetting": ".3f",
@@ -165,6 +166,7 @@ def run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
         cost, training = method.plugin.cost, method.plugin.generator_strategy
         assert training is not None
         line |= {
+            "mini-batches": asdict(method.plugin.mini_batches),
             "teacher forwards": cost.generation.forwards + cost.replay.forwards,
             "generator steps": training.train_iterations,
             "generator seconds": cost.seconds,
@@ -249,6 +251,9 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     budget.add_argument("--iterations", type=int, help="of the generator; default: the plugin's")
     budget.add_argument("--seconds", type=float, help="of a generator, per experience")
     parser.add_argument("--paper-scale", action="store_true", help="large networks; for a GPU")
+    parser.add_argument(
+        "--whole", action="store_true", help="generated rows join mini-batches as in version 0.1"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("results/compare"))
     parser.add_argument("--table", help="name of table and figures; default: the benchmark's")
@@ -273,7 +278,9 @@ def keys_of(
 ) -> dict[tuple[str, int], str]:
     """The key of each run that is asked for, by method and seed."""
     return {
-        (name, seed): key_of(arguments, IGNORED, name, seed, recipe(name, image_shape))
+        (name, seed): key_of(
+            arguments, IGNORED, name, seed, recipe(name, image_shape, arguments.whole)
+        )
         for name in arguments.methods
         for seed in arguments.seeds
     }

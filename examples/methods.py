@@ -4,8 +4,8 @@
 * Avalanche's methods with a buffer of as many images as the name says: ``replay-500``,
   ``der-500``, ``er_ace-500``, ``gdumb-500``, ``icarl-500``; ``balanced_replay-500`` draws so many
   of them that in the last experience each class has the same rows in a mini-batch, as MAGD does in
-  each; ``served_replay-500`` has them in the places of MAGD's generated rows, with as many rows
-  and steps as ``parts_real``;
+  each; ``served_replay-500`` has them in the places of MAGD's generated rows, in mini-batches that
+  are sized as MAGD's are;
 * its methods without one: ``ewc``, ``lwf``, ``si``;
 * its generative replay by a VAE: ``vae`` as shipped, ``strong_vae`` as strong as we could make it;
 * this package: ``magd`` is ``MAGDPlugin()``. The others, in groups, differ from it by what
@@ -20,7 +20,7 @@ import math
 import re
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -70,7 +70,7 @@ class Row:
     distillation: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     generator: dict[str, Any] = field(default_factory=dict)
-    plugin: dict[str, Any] = field(default_factory=dict)
+    mini_batches: dict[str, Any] = field(default_factory=dict)
 
 
 SAMPLERS: dict[str, Any] = {"unipc": UniPC(), "dpmpp_2m": DPMSolver(), "ddim": DDIM()}
@@ -122,20 +122,24 @@ GROUPS: dict[str, dict[str, Row]] = {
         "bfloat16": Row(generator={"dtype": torch.bfloat16}),
     },
     "solver": {
-        "generated_share-0": Row(plugin={"mini_batches": MiniBatches(generated_share=0.0)}),
-        "generated_share-0.33": Row(plugin={"mini_batches": MiniBatches(generated_share=0.33)}),
-        "generated_share-0.75": Row(plugin={"mini_batches": MiniBatches(generated_share=0.75)}),
-        "soft_labels-0.5": Row(plugin={"mini_batches": MiniBatches(soft_label_weight=0.5)}),
+        "generated_share-0": Row(mini_batches={"generated_share": 0.0}),
+        "generated_share-0.33": Row(mini_batches={"generated_share": 0.33}),
+        "generated_share-0.75": Row(mini_batches={"generated_share": 0.75}),
     },
     "mini_batches": {
-        "parts": Row(plugin={"mini_batches": MiniBatches(None)}),
-        "parts-32": Row(plugin={"mini_batches": MiniBatches(32)}),
-        "parts-64": Row(plugin={"mini_batches": MiniBatches(64)}),
-        "parts-128": Row(plugin={"mini_batches": MiniBatches(128)}),
-        "parts_real": Row(plugin={"mini_batches": MiniBatches(None, generated_share=0.0)}),
-        "parts_soft": Row(plugin={"mini_batches": MiniBatches(None, soft_label_weight=1.0)}),
+        "whole": Row(mini_batches={"size": math.inf}),
+        "size-32": Row(mini_batches={"size": 32}),
+        "size-64": Row(mini_batches={"size": 64}),
+        "size-128": Row(mini_batches={"size": 128}),
+        "real_weight-0": Row(mini_batches={"real_weight": 0.0}),
+        "real_weight-0.1": Row(mini_batches={"real_weight": 0.1}),
+        "real_weight-1": Row(mini_batches={"real_weight": 1.0}),
+        "soft_labels-0": Row(mini_batches={"soft_label_weight": 0.0}),
+        "soft_labels-2": Row(mini_batches={"soft_label_weight": 2.0}),
     },
 }
+FIRST = MiniBatches(math.inf, real_weight=1.0, soft_label_weight=0.0)
+"""How rows joined in version 0.1: in whole mini-batches, and all weighed the same."""
 ROWS = {name: row for group in GROUPS.values() for name, row in group.items()}
 BUFFERS = ("replay", "balanced_replay", "served_replay", "der", "er_ace", "gdumb", "icarl")
 OTHERS = ("naive", "joint", "cumulative", "ewc", "lwf", "si", "vae", "strong_vae")
@@ -236,7 +240,7 @@ class ServedReplay(SupervisedPlugin):
             pool.write(torch.arange(len(labels), device=device), images, labels)
             pool.end_pass()
             now = len(classes_of(strategy.experience.dataset))
-            self.replay = ReplayRows(pool, None, now, MiniBatches(None))
+            self.replay = ReplayRows(pool, None, now, MiniBatches())
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Wrap the data loader."""
@@ -295,9 +299,14 @@ def with_magd(name: str, known: Known, seed: int, iterations: int | None) -> Met
     distillation = Distillation(**budget, **row.distillation)
     training = training_of(row, known, seed, iterations, distillation)
     training.progress = False
-    plugin = MAGDPlugin(training, seed=seed, **row.plugin)
+    plugin = MAGDPlugin(training, mini_batches=mini_batches_of(name, arguments.whole), seed=seed)
     strategy = Naive(plugins=[plugin], **known.common)
     return Method(strategy, lambda: weight_bytes(training.model), plugin)
+
+
+def mini_batches_of(name: str, whole: bool) -> MiniBatches:
+    """The default ones or those of 0.1, changed as the row says."""
+    return replace(FIRST if whole else MiniBatches(), **ROWS[name].mini_batches)
 
 
 def training_of(
@@ -395,7 +404,7 @@ def known_of(benchmark: Any, seed: int, arguments: argparse.Namespace) -> Known:
     return Known(common, tuple(image.shape), benchmark.n_classes, sum(sizes), steps, arguments)
 
 
-def recipe(name: str, image_shape: tuple[int, int, int]) -> str:
+def recipe(name: str, image_shape: tuple[int, int, int], whole: bool) -> str:
     """Defaults of the package that a method's results depend on: others are other runs.
 
     They are given in words of this file, so that a recorded run stays known when the package gives
@@ -403,8 +412,10 @@ def recipe(name: str, image_shape: tuple[int, int, int]) -> str:
     """
     if name not in ROWS:
         return ""
-    rows = changed_settings(ROWS[name].plugin.get("mini_batches", MiniBatches()))
-    return json.dumps({**generator_words(ROWS[name], image_shape), "plugin": rows}, sort_keys=True)
+    rows, first = asdict(mini_batches_of(name, whole)), asdict(FIRST)
+    changed = {key: value for key, value in rows.items() if value != first[key]}
+    words = {**generator_words(ROWS[name], image_shape), "plugin": changed}
+    return json.dumps(words, sort_keys=True)
 
 
 def generator_words(row: Row, image_shape: tuple[int, int, int]) -> dict[str, Any]:
@@ -418,12 +429,6 @@ def generator_words(row: Row, image_shape: tuple[int, int, int]) -> dict[str, An
         "training": row.training,
         "generator": {key: str(value) for key, value in row.generator.items()},
     }
-
-
-def changed_settings(mini_batches: MiniBatches) -> dict[str, Any]:
-    """Those that are not what 0.1 did, by name."""
-    first = asdict(MiniBatches(math.inf))
-    return {name: value for name, value in asdict(mini_batches).items() if value != first[name]}
 
 
 def distillation_words(distillation: Distillation) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from methods import (
     generator_words,
     known_of,
     method_name,
+    mini_batches_of,
     recipe,
     with_magd,
 )
@@ -160,7 +161,8 @@ def run(name: str, seed: int, epochs: int, arguments: argparse.Namespace) -> dic
             folder = pools_of(name, known, benchmark, seed)
         known = known_of(benchmark, seed, arguments)
         known.common["evaluator"] = silent_evaluator(*metrics)
-        plugin = Recorded(folder, seed=seed, **ROWS[name].plugin)
+        mini_batches = mini_batches_of(name, arguments.whole)
+        plugin = Recorded(folder, mini_batches=mini_batches, seed=seed)
         strategy = Naive(plugins=[plugin], **known.common)
     else:
         strategy = build(name, known, seed, None).strategy
@@ -207,7 +209,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("results/solvers"))
     parser.add_argument("--table", help="name of the table; default: the benchmark's")
     arguments = parser.parse_args(words)
-    arguments.paper_scale = False
+    arguments.paper_scale = arguments.whole = False
     if arguments.smoke:
         arguments.epochs, arguments.iterations, arguments.pool_size = [1], 3, 40
         arguments.seeds = arguments.seeds[:1]
@@ -222,7 +224,7 @@ def keys_of(
     """The key of each run that is asked for, by method, seed and epochs."""
     return {
         (name, seed, epochs): key_of(
-            arguments, IGNORED, name, seed, epochs, recipe(name, image_shape)
+            arguments, IGNORED, name, seed, epochs, recipe(name, image_shape, arguments.whole)
         )
         for epochs in arguments.epochs
         for name in arguments.methods

@@ -71,3 +71,14 @@ class ReplayRecorder(SupervisedPlugin):
         self.labels += labels.tolist()
         for each in tasks:  # where there are task labels
             self.tasks += each.tolist()
+
+
+class LossRecorder(SupervisedPlugin):
+    """The strategy's loss before each backward, as the plugins before this one have made it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses: list[float] = []
+
+    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+        self.losses.append(strategy.loss.item())

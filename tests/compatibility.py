@@ -330,7 +330,7 @@ def hang(*_: Any) -> None:
 signal.signal(signal.SIGALRM, hang)
 
 
-def run(name: str, kind: str, *, magd: bool, in_parts: bool = False) -> Outcome:
+def run(name: str, kind: str, *, magd: bool, whole: bool = False) -> Outcome:
     """Train one strategy on one kind of benchmark, its mini-batches served in parts or whole."""
     torch.manual_seed(0)
     model: nn.Module = (
@@ -338,7 +338,8 @@ def run(name: str, kind: str, *, magd: bool, in_parts: bool = False) -> Outcome:
         if kind == "multi-head"
         else SimpleMLP(num_classes=10, input_size=64, hidden_size=16)
     )
-    mini_batches = MiniBatches(None if in_parts else math.inf)
+    as_in_0_1 = MiniBatches(math.inf, real_weight=1.0, soft_label_weight=0.0)
+    mini_batches = as_in_0_1 if whole else MiniBatches()
     plugin = tiny_plugin(
         generator_iterations=2, pool_size=8, num_inference_steps=2, mini_batches=mini_batches
     )
@@ -376,9 +377,9 @@ def run(name: str, kind: str, *, magd: bool, in_parts: bool = False) -> Outcome:
     return Outcome("", has_plugin, witness.replayed, stored, witness.counted)
 
 
-def status(name: str, kind: str, *, in_parts: bool = False) -> str:
+def status(name: str, kind: str, *, whole: bool = False) -> str:
     """A cell of the table: what a strategy does with MAGD, or the error it has without."""
-    bare, ours = run(name, kind, magd=False), run(name, kind, magd=True, in_parts=in_parts)
+    bare, ours = run(name, kind, magd=False), run(name, kind, magd=True, whole=whole)
     if bare.error or ours.error:
         same = bare.error.split(":")[0] == ours.error.split(":")[0]
         return bare.error if same else f"FAILS ONLY WITH MAGD: {ours.error}"

@@ -42,9 +42,9 @@ def test_a_strategy_does_with_magd_what_the_table_says(name: str, kind: str) -> 
 
 @pytest.mark.parametrize("kind", ["class-incremental", "online"])
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_a_strategy_does_the_same_with_mini_batches_served_in_parts(name: str, kind: str) -> None:
+def test_a_strategy_does_the_same_with_whole_mini_batches(name: str, kind: str) -> None:
     expected = published()[name][list(KINDS).index(kind)]
-    assert status(name, kind, in_parts=True) == expected
+    assert status(name, kind, whole=True) == expected
 
 
 @pytest.mark.parametrize(

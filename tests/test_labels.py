@@ -7,10 +7,9 @@ import torch
 from avalanche.benchmarks import benchmark_from_datasets, nc_benchmark
 from avalanche.benchmarks.scenarios.online import split_online_stream
 from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
-from avalanche.core import SupervisedPlugin
 from avalanche.models import MTSimpleMLP
 from avalanche.training import Naive
-from callbacks import ReplayRecorder
+from callbacks import LossRecorder, ReplayRecorder
 from tiny import naive, tiny_generator, tiny_plugin, tiny_training
 from torch.utils.data import TensorDataset
 
@@ -19,17 +18,6 @@ from avalanche_magd.benchmarks import split_digits
 from avalanche_magd.diffusion.label_map import classes_of
 from avalanche_magd.distillation import Distillation
 from avalanche_magd.replay import MiniBatches
-
-
-class LossRecorder(SupervisedPlugin):
-    """The strategy's loss before each backward, as the plugins before this one have made it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.losses: list[float] = []
-
-    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
-        self.losses.append(strategy.loss.item())
 
 
 def stream_of(*experiences: dict[int, int]) -> list[Any]:
@@ -145,11 +133,12 @@ def test_soft_labels_are_what_each_head_answered_before(from_zero: bool) -> None
     model = MTSimpleMLP(input_size=64, hidden_size=16)
     model.features[-1].p = 0.0  # dropout
     before, after = LossRecorder(), LossRecorder()
+    rows = MiniBatches(real_weight=1.0, soft_label_weight=1.0)
     strategy = Naive(
         model=model,
         optimizer=torch.optim.Adam(model.parameters(), lr=1e-3),
         train_mb_size=32,
-        plugins=[before, tiny_plugin(mini_batches=MiniBatches(soft_label_weight=1.0)), after],
+        plugins=[before, tiny_plugin(mini_batches=rows), after],
         evaluator=None,
     )
     first, second, third = heads_of_digits(from_zero).train_stream[:3]

@@ -21,6 +21,7 @@ from avalanche_magd.benchmarks import split_digits
 from avalanche_magd.diffusion.image_values import NotFiniteError
 from avalanche_magd.diffusion.normalization import PixelRange, extremes
 from avalanche_magd.distillation import Distillation
+from avalanche_magd.replay import MiniBatches
 
 TINT = torch.tensor([1, 0.5, 0.2])[:, None, None]
 COLOURS = transforms.Compose(
@@ -70,7 +71,9 @@ def test_replay_has_the_mean_and_the_spread_of_real_data(
         distillation=Distillation(pool_size=60),
     )
     recorder = ReplayRecorder()
-    strategy = naive([recorder, MAGDPlugin(training, seed=0)], input_size=real[0].numel())
+    of_old_classes = MiniBatches(generated_share=0.0)
+    plugin = MAGDPlugin(training, mini_batches=of_old_classes, seed=0)
+    strategy = naive([recorder, plugin], input_size=real[0].numel())
     strategy.train(first)
     training.train_iterations = 1
     strategy.train(second)

@@ -1,6 +1,7 @@
 """MAGDPlugin inside real Avalanche strategies: what reaches the solver, and what does not."""
 
 import copy
+import math
 import pickle
 import sys
 from pathlib import Path
@@ -50,7 +51,8 @@ def test_generated_rows_of_old_classes_join_each_forward_and_leave_before_metric
     columns: int, digits: Any
 ) -> None:
     benchmark = digits if columns == 3 else two_columns(digits)
-    recorder, plugin = Recorder(), tiny_plugin(mini_batches=MiniBatches(generated_share=0.0))
+    recorder = Recorder()
+    plugin = tiny_plugin(mini_batches=MiniBatches(math.inf, generated_share=0.0))
     strategy = naive([plugin, recorder])
     first, second, third = benchmark.train_stream[:3]
     strategy.train(first)
@@ -78,7 +80,9 @@ def test_generated_rows_of_old_classes_join_each_forward_and_leave_before_metric
 
 
 def test_a_share_of_the_rows_of_current_classes_is_generated(digits: Any) -> None:
-    recorder, plugin = Recorder(), tiny_plugin(mini_batches=MiniBatches(generated_share=0.5))
+    recorder = Recorder()
+    rows_of = MiniBatches(generated_share=0.5, real_weight=1.0)
+    plugin = tiny_plugin(mini_batches=rows_of)
     strategy = naive([plugin, recorder])
     first, second = digits.train_stream[:2]
     strategy.train(first)
@@ -110,7 +114,9 @@ def test_the_solver_does_not_guide_images_of_classes_that_it_has_not_learnt(
     digits: Any, guidance: CGGD, solver_forwards: int, replay_forwards: int
 ) -> None:
     distillation = Distillation(pool_size=8, num_inference_steps=2, guidance=guidance)
-    plugin = MAGDPlugin(tiny_training(distillation=distillation))
+    without_soft_labels = MiniBatches(soft_label_weight=0.0)
+    training = tiny_training(distillation=distillation)
+    plugin = MAGDPlugin(training, mini_batches=without_soft_labels)
     strategy = naive([plugin])
     strategy.train(digits.train_stream[0])
     assert plugin.cost.solver.forwards == 0
@@ -337,7 +343,8 @@ def test_replay_size_is_the_number_of_generated_rows(
     digits: Any, replay_size: int | None, rows: int
 ) -> None:
     recorder = Recorder()
-    strategy = naive([tiny_plugin(mini_batches=MiniBatches(replay_size=replay_size)), recorder])
+    rows_of = MiniBatches(math.inf, replay_size=replay_size, real_weight=1.0)
+    strategy = naive([tiny_plugin(mini_batches=rows_of), recorder])
     strategy.train(digits.train_stream[0])
     recorder.shown.clear()
     strategy.train(digits.train_stream[1])

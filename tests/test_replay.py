@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from avalanche.models import SimpleMLP
-from avalanche.training import Naive
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny import naive
@@ -150,7 +148,7 @@ def test_each_class_has_the_same_weight_over_an_experience(
 
 def test_a_given_replay_size_is_divided_in_the_default_proportions() -> None:
     # By default 4 real rows would be joined by 4 of their class and 8 of each of two old ones.
-    replay = Replay(pool_of([0, 1]), pool_of([5]), 1, MiniBatches(replay_size=5))
+    replay = Replay(pool_of([0, 1]), pool_of([5]), 1, MiniBatches(replay_size=5, real_weight=1.0))
     rng = torch.Generator().manual_seed(0)
     draws = [replay.draw(4, rng) for _ in range(40)]
     for images, ids, slots in draws:
@@ -326,22 +324,3 @@ def test_real_rows_have_their_weight_in_the_loss(
     weights = torch.tensor([weight] * 4 + [1.0] * (len(labels) - 4))
     by_hand = (weights * cross_entropy(output, labels, reduction="none")).sum() / weights.sum()
     assert strategy.loss.item() == pytest.approx(by_hand.item())
-
-
-@pytest.mark.parametrize("of_rows", [False, True])
-def test_a_loss_that_is_not_of_each_row_is_left_alone(of_rows: bool, rng: torch.Generator) -> None:
-    class Own(Naive):  # type: ignore[misc]
-        def criterion(self) -> Tensor:
-            return self.mb_output.sum()
-
-    model = SimpleMLP(num_classes=3, input_size=4)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    strategy = (Naive if of_rows else Own)(model=model, optimizer=optimizer, evaluator=None)
-    label_map = LabelMap().with_classes([(0, 0), (1, 0)])
-    replay = Replay(pool_of([0]), pool_of([1]), 1, MiniBatches(real_weight=0.25))
-    real = [torch.rand(4, 1, 2, 2), torch.ones(4, dtype=torch.int64), torch.zeros(4)]
-    (strategy.mbatch,) = replay.join(real, label_map, rng)
-    strategy.mb_output = torch.randn(len(strategy.mbatch[0]), 3, generator=rng)
-    strategy.loss = torch.tensor(2.0)
-    replay.join_loss(strategy, label_map)
-    assert (strategy.loss.item() == 2) is not of_rows

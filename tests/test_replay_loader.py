@@ -11,7 +11,7 @@ from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.models import SimpleMLP
 from avalanche.training import DER, Naive
 from avalanche.training.plugins import EvaluationPlugin
-from callbacks import ReplayRecorder, at
+from callbacks import LossRecorder, ReplayRecorder, at
 from tiny import naive, tiny_plugin
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
@@ -63,6 +63,27 @@ def test_rows_of_a_memory_that_stand_before_the_real_ones_leave(digits: Any) -> 
         labels.clear()
         strategy.train(experience)
     assert labels == set(experience.classes_in_this_experience)
+
+
+class Tripled(Naive):  # type: ignore[misc]
+    """A loss that is not the criterion's, of each row by itself."""
+
+    def criterion(self) -> Tensor:
+        return 3 * super().criterion()
+
+
+@pytest.mark.parametrize(("cls", "old_rows"), [(Naive, 4 / 3), (Tripled, 2)])
+def test_real_rows_are_weighed_if_the_loss_is_of_each_row(
+    cls: type[Naive], old_rows: float, digits: Any
+) -> None:
+    early, late, steps = LossRecorder(), LossRecorder(), Steps()
+    rows = MiniBatches(math.inf, real_weight=1 / 3, soft_label_weight=0)
+    plugins = [early, tiny_plugin(mini_batches=rows), late, steps]
+    strategy = strategy_of(cls, plugins)
+    for experience in digits.train_stream[:2]:
+        strategy.train(experience)
+    assert steps.rows[0] == int((2 + old_rows) * 32)
+    assert (early.losses == late.losses) is (cls is Tripled)
 
 
 @pytest.mark.parametrize("appended", [False, True])
@@ -190,7 +211,8 @@ def test_the_loader_is_wrapped_for_an_epoch_only_and_looks_like_the_wrapped_one(
         def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
             loaders.append(strategy.dataloader)
 
-    strategy = naive([tiny_plugin(), Look()], train_epochs=2)
+    plugin = tiny_plugin(mini_batches=MiniBatches(math.inf))
+    strategy = naive([plugin, Look()], train_epochs=2)
     for experience in digits.train_stream[:2]:
         strategy.train(experience)
     *during, after = loaders
@@ -266,7 +288,8 @@ def test_an_epoch_is_one_pass_over_the_real_rows_in_however_many_steps(
     counted, rows = {}, {}
     for size in (wanted, math.inf):
         steps = Steps()
-        strategy = naive([tiny_plugin(mini_batches=MiniBatches(size)), steps], train_epochs=2)
+        rows_of = MiniBatches(size, real_weight=1.0)
+        strategy = naive([tiny_plugin(mini_batches=rows_of), steps], train_epochs=2)
         strategy.train_mb_size = train_mb_size
         for experience in digits.train_stream[:3]:
             strategy.train(experience)

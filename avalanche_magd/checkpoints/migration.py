@@ -1,6 +1,7 @@
 """Strategies that version 0.1 saved, under the names of 0.2; for one release."""
 
 import importlib
+import math
 import sys
 import warnings
 from collections import namedtuple
@@ -54,7 +55,8 @@ def upgrade(strategy: Any) -> None:
         if isinstance(vars(plugin).get("distillation"), Distillation):
             plugin.distillation = _distillation(plugin.distillation)
             joining = {name: vars(plugin).pop(name) for name in JOINING & vars(plugin).keys()}
-            plugin.mini_batches = vars(plugin).get("mini_batches", MiniBatches(**joining))
+            rows = MiniBatches(math.inf, real_weight=1.0, **{"soft_label_weight": 0.0, **joining})
+            plugin.mini_batches = vars(plugin).get("mini_batches", rows)
         if isinstance(vars(training or plugin).get("rehearsal"), SimpleNamespace):
             _upgrade_training(training)
     for metric in getattr(strategy.evaluator, "metrics", []):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from avalanche_magd.diffusion.label_map import LabelMap
+from avalanche_magd.replay.losses import criterion_of_rows
 from avalanche_magd.replay.rows import Replay
 from avalanche_magd.runtime.validation import check_minibatch
 
@@ -47,6 +48,7 @@ class ReplayLoader:
         # Of the last mini-batch, as far as is known.
         self._last_rows = (len(strategy.adapted_dataset) - 1) % real_rows + 1
         if replay is not None:
+            replay.weighed = criterion_of_rows(strategy) is not None
             steps = length_hint(self.loader) * getattr(strategy, "train_epochs", 1)
             replay.parts = replay.parts_of(real_rows, max(1, steps))
 

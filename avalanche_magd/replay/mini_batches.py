@@ -1,9 +1,13 @@
-"""What the solver is shown: how many generated rows, in mini-batches of what size, how labelled.
+"""What the solver is shown: how many generated rows, in mini-batches of what size, how weighed.
 
 The more classes there are, the more rows join a mini-batch, and the solver takes no more steps by
-them. So a mini-batch can be served in *parts*: each has its share of the real rows and of the rows
+them. So a mini-batch is served in *parts*: each has its share of the real rows and of the rows
 that join, spread evenly over the classes, and is a step of its own. An epoch is still one pass
 over the real rows, and has the same rows in all.
+
+Real images are all of current classes. A solver that goes by this calls real images of old classes
+current ones, too: so there are generated images of current classes as well, and real rows weigh
+less than generated ones.
 """
 
 import math
@@ -18,11 +22,13 @@ from avalanche_magd.runtime.validation import (
 )
 
 STEPS: Final = 2000
-"""Of an experience that a solver is given by ``size=None``, if mini-batches allow it."""
-SOFT_LABEL_WEIGHT: Final = 1.0
+"""Of an experience that a solver is given by default, if mini-batches allow it."""
 FEWEST_ROWS: Final = 16
 MOST_ROWS: Final = 256
 """Bounds of the rows of a part."""
+MOST_REAL_WEIGHT: Final = 1 / 3
+SOFT_LABEL_WEIGHT: Final = 1.0
+"""By default."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +38,10 @@ class MiniBatches:
     Args:
         size: rows of a mini-batch, real and generated: each of the strategy's is served in parts
             of about so many; with one real row at least. ``math.inf``: whole, however many rows
-            join. ``None``: of as many rows as make 2000 steps of an experience, from 16 to 256.
+            join. Default: as many rows as make 2000 steps of an experience, from 16 to 256.
         replay_size: generated rows that join a mini-batch of the strategy's; 0 switches replay
-            off. Default: as many as give each old class the weight of a current one; 19 times the
-            real rows in the tenth experience, if each brings one class.
+            off. Default: as many as give each old class the weight of a current one; 13 times the
+            real rows in the tenth experience, if each brings as many classes.
         generated_share: share of the current classes' rows that are generated, in [0, 1), and by
             which the rows of old classes grow too. Without them (0) a solver can tell old classes
             from current ones by telling generated images from real ones. Not on online streams,
@@ -43,44 +49,43 @@ class MiniBatches:
         real_weight: weight of a real row's loss, in [0, 1], where a generated one weighs 1: the
             less, the less a solver learns to tell old classes from current ones by telling
             generated images from real ones. With 0 it learns from generated ones alone. Classes
-            stay in balance. Not where no current classes are generated, nor where a strategy's
-            loss is not that of each row by itself.
+            stay in balance. Default: the number of generated images for each real one of the
+            current classes, and at most a third. It is 1 where no current classes are generated,
+            and where a strategy's loss is not that of each row by itself.
         soft_label_weight: weight of a loss that draws the solver's answers on generated images of
             old classes towards those that it gave before the experience, within each head: their
-            mean divergence, times the share of such rows; 0 switches it off. ``None``: 1, but on
-            online streams, and but for a solver that is not trained on logits, which another
-            weight refuses.
+            mean divergence, times the share of such rows; 0 switches it off. Default: 1, and 0 on
+            online streams and for a solver that is not trained on logits; that solver refuses any
+            weight that is given.
 
     Raises:
         TypeError: an argument is of another kind.
         ValueError: an argument is out of range.
     """
 
-    size: int | float | None = math.inf
+    size: int | float | None = None
     replay_size: int | None = None
     generated_share: float = 0.5
-    real_weight: float = 1.0
-    soft_label_weight: float | None = 0.0
+    real_weight: float | None = None
+    soft_label_weight: float | None = None
 
     def __post_init__(self) -> None:
-        share, weight = self.generated_share, self.soft_label_weight
+        share = self.generated_share
         checked: dict[str, Any] = {
             "size": self.size,
             "replay_size": optional_count("replay_size", self.replay_size, at_least=0),
             "generated_share": check_share("generated_share", share, excluded=1),
-            "real_weight": check_number("real_weight", self.real_weight, at_least=0, at_most=1),
         }
-        if weight is not None:
-            checked["soft_label_weight"] = check_number(
-                "soft_label_weight", weight, at_least=0, at_most=1e6
-            )
+        for name, most in (("real_weight", 1), ("soft_label_weight", 1e6)):
+            if (weight := getattr(self, name)) is not None:
+                checked[name] = check_number(name, weight, at_least=0, at_most=most)
         if self.size is not None and self.size != math.inf:
             checked["size"] = check_count("size", self.size)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
     def joining(
-        self, real_rows: int, old_per_current: float, *, both: bool
+        self, real_rows: int, old_per_current: float, *, both: bool, real_weight: float
     ) -> tuple[float, float]:
         """How many rows of old and of current classes join so many real ones, on average.
 
@@ -88,9 +93,9 @@ class MiniBatches:
             real_rows: of a mini-batch.
             old_per_current: old classes for each current one.
             both: whether there are generated images of current classes too.
+            real_weight: of a real row, where a generated one weighs 1.
         """
         now = real_rows * self.generated_share / (1 - self.generated_share) if both else 0.0
-        real_weight = self.real_weight if now else 1.0
         old = (real_weight * real_rows + now) * old_per_current
         scale = 1.0 if self.replay_size is None else self.replay_size / (old + now)
         return scale * old, scale * now

@@ -12,7 +12,11 @@ from torch import Tensor
 from avalanche_magd.diffusion.label_map import LabelMap
 from avalanche_magd.distillation import Pool
 from avalanche_magd.replay.losses import criterion_of_rows, moved_weight, soft_label_divergence
-from avalanche_magd.replay.mini_batches import SOFT_LABEL_WEIGHT, MiniBatches
+from avalanche_magd.replay.mini_batches import (
+    MOST_REAL_WEIGHT,
+    SOFT_LABEL_WEIGHT,
+    MiniBatches,
+)
 
 
 @dataclass
@@ -29,6 +33,8 @@ class Replay:
         mini_batches: how many rows, and in what parts.
         soft_labels: logits that the solver of the past gives each image of ``past``.
         parts: in which a mini-batch is served; fewer where it has fewer real rows.
+        real_images: how many real ones the experience has.
+        weighed: whether the strategy's loss is one in which rows can be weighed.
     """
 
     past: Pool
@@ -37,6 +43,8 @@ class Replay:
     mini_batches: MiniBatches
     soft_labels: Float[Tensor, "n k"] | None = None
     parts: int = 1
+    real_images: int = 1
+    weighed: bool = True
     _owed: float = field(default=0.0, init=False)
     _owed_past: float = field(default=0.0, init=False)
     # Of the present part: its real rows, all its rows, their labels, and the slots of the past's.
@@ -121,7 +129,17 @@ class Replay:
     def _joining(self, real_rows: int) -> tuple[float, float]:
         """How many rows of old and of current classes join so many real ones, on average."""
         ratio, both = len(self.past.classes) / self.current_classes, self.current is not None
-        return self.mini_batches.joining(real_rows, ratio, both=both)
+        weight = self.real_weight
+        return self.mini_batches.joining(real_rows, ratio, both=both, real_weight=weight)
+
+    @property
+    def real_weight(self) -> float:
+        """Of a real row in the loss, where a generated one weighs 1."""
+        if self.current is None or not self.weighed:
+            return 1.0
+        if self.mini_batches.real_weight is not None:
+            return self.mini_batches.real_weight
+        return min(MOST_REAL_WEIGHT, len(self.current.labels) / self.real_images)
 
     def join_loss(self, strategy: Any, label_map: LabelMap) -> None:
         """Soft labels join the strategy's loss, and weight moves from real rows to others.
@@ -130,21 +148,19 @@ class Replay:
             ValueError: there are soft labels, and the output has no logit for each old class.
         """
         if self._rows > self._real_rows:
-            if self.current is not None and self.mini_batches.real_weight != 1:
+            if self.real_weight != 1:
                 strategy.loss = strategy.loss + self._moved_weight(strategy)
             if self.soft_labels is not None:
                 strategy.loss = strategy.loss + self._soft_label_loss(strategy, label_map)
 
-    def _moved_weight(self, strategy: Any) -> Float[Tensor, ""] | float:
+    def _moved_weight(self, strategy: Any) -> Float[Tensor, ""]:
         criterion = criterion_of_rows(strategy)
-        if criterion is None:
-            return 0.0
         real, others = (
             criterion(*cut((strategy.mb_output, strategy.mb_y), self._places(strategy, rows)))
             for rows in (slice(0, self._real_rows), slice(self._real_rows, self._rows))
         )
         count = self._real_rows, self._rows - self._real_rows
-        return moved_weight(real, others, count, self.mini_batches.real_weight)
+        return moved_weight(real, others, count, self.real_weight)
 
     def _soft_label_loss(self, strategy: Any, label_map: LabelMap) -> Float[Tensor, ""] | float:
         """The distance of the strategy's output from the soft labels, within each head."""

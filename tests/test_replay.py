@@ -223,6 +223,32 @@ def test_the_number_of_parts_follows_from_rows_and_steps(
     assert replay.parts_of(32, steps) == parts
 
 
+@pytest.mark.parametrize("classes", [4, 40, 400])
+def test_a_step_has_256_rows_or_those_of_one_real_row(classes: int, rng: torch.Generator) -> None:
+    old, now = list(range(classes - 2)), [classes - 2, classes - 1]
+    replay = Replay(pool_of(old, len(old)), pool_of(now), 2, MiniBatches())
+    replay.parts = replay.parts_of(32, 10_000)  # steps enough without parts
+    label_map = LabelMap().with_classes((label, 0) for label in range(classes))
+    rows = [
+        len(labels)
+        for _ in range(3)
+        for _, labels in replay.join([torch.rand(32, 1, 2, 2), torch.zeros(32)], label_map, rng)
+    ]
+    assert max(rows) <= max(256, 2 + 2 * len(old) / 2) + 2
+    assert sum(rows) == pytest.approx(3 * 32 * (2 + 4 / 3 * len(old) / 2), abs=3)
+
+
+@pytest.mark.parametrize(
+    ("given", "real_images", "expected"), [(None, 20, 1 / 3), (None, 200, 0.1), (0.7, 200, 0.7)]
+)
+def test_real_rows_weigh_less_the_more_images_they_are_of(
+    given: float | None, real_images: int, expected: float
+) -> None:
+    rows = MiniBatches(real_weight=given)
+    replay = Replay(pool_of([0]), pool_of([1], 20), 1, rows, real_images=real_images)
+    assert replay.real_weight == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -233,6 +259,8 @@ def test_the_number_of_parts_follows_from_rows_and_steps(
         ({"replay_size": -1}, ValueError, "replay_size must be at least 0"),
         ({"replay_size": 0.5}, TypeError, "replay_size must be an integer"),
         ({"generated_share": 1.0}, ValueError, r"generated_share must be in \[0, 1\), got 1.0"),
+        ({"real_weight": 1.5}, ValueError, "real_weight must be a number from 0 to 1, got 1.5"),
+        ({"real_weight": "0"}, TypeError, "real_weight must be a number, got '0'"),
         ({"soft_label_weight": -1.0}, ValueError, "soft_label_weight must be a number from 0"),
     ],
 )

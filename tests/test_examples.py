@@ -232,7 +232,7 @@ def test_the_runs_behind_a_table_are_recorded(
 
 
 def test_all_tables_of_recorded_runs_are_checked() -> None:
-    assert len(STUDIES) == 7
+    assert len(STUDIES) == 8
 
 
 def test_forty_digits_are_digits_turned_ones_and_the_negatives_of_both(

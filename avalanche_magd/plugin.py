@@ -35,6 +35,7 @@ from avalanche_magd.distillation import Distillation, Pool, Teacher
 from avalanche_magd.distillation.cost import Cost, PhaseCost
 from avalanche_magd.distillation.solver import PastSolver
 from avalanche_magd.replay import MiniBatches, Replay, ReplayLoader, unwrapped
+from avalanche_magd.replay.losses import SOFT_LABEL_WEIGHT, gives_logits
 from avalanche_magd.runtime.deprecation import OLD_PLUGIN_ARGUMENTS, old_arguments
 from avalanche_magd.runtime.distributed import solver_rank
 from avalanche_magd.runtime.random_state import SeededGenerator, random_states_kept
@@ -188,7 +189,7 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
                 solver = PastSolver(strategy.model, training.model, device, cost)
                 training.fill_pool(experience, solver, images=self.mini_batches.replay_size != 0)
                 pool = training.pool if self.mini_batches.replay_size != 0 else None
-                self.replay = None if pool is None else self._make_replay(pool, solver, experience)
+                self.replay = None if pool is None else self._make_replay(pool, solver, strategy)
                 training.train(experience, eval_streams=[], num_workers=num_workers)
                 self._learnt = identity_of(experience)
             if self.replay is not None and self.replay.current is None:
@@ -198,18 +199,17 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
                         classes, count, training.distillation, training.model, training.rng
                     )
 
-    def _make_replay(self, pool: Pool, solver: PastSolver, experience: Any) -> Replay:
-        data = experience.dataset
+    def _make_replay(self, pool: Pool, solver: PastSolver, strategy: Any) -> Replay:
+        data = strategy.experience.dataset
         replay = Replay(
             pool, None, len(classes_of(data)), self.mini_batches, real_images=len(data)
         )
         weight = self.mini_batches.soft_label_weight
-        if weight or (weight is None and not is_online_subexperience(experience)):
-            try:
-                replay.soft_labels = solver.logits_of_pool(pool)
-            except (TypeError, IndexError):  # no logits, or not of each class
-                if weight is not None:
-                    raise
+        if weight is None:
+            online = is_online_subexperience(strategy.experience)
+            weight = 0 if online or not gives_logits(strategy) else SOFT_LABEL_WEIGHT
+        if weight:
+            replay.soft_labels, replay.soft_label_weight = solver.logits_of_pool(pool), weight
         return replay
 
     def _current_images(self, experience: Any, replay: Replay) -> tuple[list[int], int]:

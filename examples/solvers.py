@@ -50,8 +50,10 @@ from study import (
 )
 
 from avalanche_magd import DiffusionGenerator, MAGDPlugin
+from avalanche_magd.distillation import Distillation
 from avalanche_magd.distillation.cost import PhaseCost
 from avalanche_magd.distillation.solver import PastSolver
+from avalanche_magd.replay import MiniBatches
 from avalanche_magd.reporting.run_logger import environment
 
 IGNORED = ("methods", "groups", "table", "epochs")
@@ -102,7 +104,7 @@ class Recorded(MAGDPlugin):
         if pools is not None:
             past, current = pools
             solver = PastSolver(strategy.model, self.recorded, strategy.device, PhaseCost())
-            self.replay = self._make_replay(past, solver, strategy.experience)
+            self.replay = self._make_replay(past, solver, strategy)
             self.replay.current = current if self.mini_batches.generated_share else None
 
     def _replay_rng(self) -> torch.Generator:
@@ -131,6 +133,8 @@ class Counter(SupervisedPlugin):
 def pools_of(name: str, known: Known, benchmark: Any, seed: int) -> Path:
     """The folder of a method's generated images, which are made if they are not there."""
     arguments = known.arguments
+    if Distillation(**ROWS[name].distillation).guidance.classifier_scale:
+        raise ValueError(f"{name}'s generator is guided by the solver: use compare.py.")
     words = json.dumps(generator_words(ROWS[name], known.image_shape), sort_keys=True)
     key = key_of(arguments, IGNORED, "pools", seed, words)
     folder: Path = arguments.output / "pools" / f"{name_of(arguments)}-{seed}-{key}"
@@ -141,6 +145,7 @@ def pools_of(name: str, known: Known, benchmark: Any, seed: int) -> Path:
             common = {**known.common, "train_epochs": 0, "evaluator": silent_evaluator()}
             changed = known._replace(common=common)
             method = with_magd(name, changed, seed, arguments.iterations)
+            method.plugin.mini_batches = MiniBatches()  # with current classes, for all solvers
             method.strategy.plugins.append(Recording(method.plugin, folder))
             for experience in benchmark.train_stream:
                 method.strategy.train(experience, eval_streams=[])

@@ -220,14 +220,17 @@ def test_the_number_of_parts_follows_from_rows_and_steps(
     size: int | float | None, rows: int, steps: int, parts: int
 ) -> None:
     replay = Replay(pool_of([0]), None, 1, MiniBatches(size, replay_size=rows - 32))
-    assert replay.parts_of(32, steps) == parts
+    replay.plan(32, steps)
+    assert replay.parts == replay.parts_of(32) == parts
+    assert replay.parts_of(16) == pytest.approx(parts / 2, abs=0.6)
+    assert replay.parts_of(1) == 1
 
 
 @pytest.mark.parametrize("classes", [4, 40, 400])
 def test_a_step_has_256_rows_or_those_of_one_real_row(classes: int, rng: torch.Generator) -> None:
     old, now = list(range(classes - 2)), [classes - 2, classes - 1]
     replay = Replay(pool_of(old, len(old)), pool_of(now), 2, MiniBatches())
-    replay.parts = replay.parts_of(32, 10_000)  # steps enough without parts
+    replay.plan(32, 10_000)  # steps enough without parts
     label_map = LabelMap().with_classes((label, 0) for label in range(classes))
     rows = [
         len(labels)
@@ -275,8 +278,8 @@ def labelled(soft_labels: Tensor) -> tuple[Replay, LabelMap]:
     """A replay of one head with one image of each class, and soft labels."""
     label_map = LabelMap().with_classes((label, 0) for label in range(soft_labels.shape[1]))
     pool = pool_of(label_map.ids, size=len(soft_labels))
-    rows = MiniBatches(replay_size=6, soft_label_weight=3.0)
-    return Replay(pool, None, 1, rows, soft_labels), label_map
+    replay = Replay(pool, None, 1, MiniBatches(replay_size=6), soft_labels, soft_label_weight=3.0)
+    return replay, label_map
 
 
 def test_soft_labels_are_compared_with_the_output_of_generated_rows_of_old_classes(

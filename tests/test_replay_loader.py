@@ -9,7 +9,7 @@ import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.models import SimpleMLP
-from avalanche.training import DER, Naive
+from avalanche.training import DER, ER_ACE, Naive
 from avalanche.training.plugins import EvaluationPlugin
 from callbacks import LossRecorder, ReplayRecorder, at
 from tiny import naive, tiny_plugin
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from avalanche_magd.replay import MiniBatches, ReplayLoader, unwrapped
+from avalanche_magd.replay.losses import criterion_of_rows
 
 NEW_LABELS = torch.tensor([5, 8, 2, 7, 0, 9, 4, 1, 6, 3])
 
@@ -63,6 +64,22 @@ def test_rows_of_a_memory_that_stand_before_the_real_ones_leave(digits: Any) -> 
         labels.clear()
         strategy.train(experience)
     assert labels == set(experience.classes_in_this_experience)
+
+
+def test_rows_are_weighed_in_a_mean_cross_entropy_only() -> None:
+    def criterion(cls: Any = Naive, given: Any = None, **kwargs: Any) -> Any:
+        strategy = strategy_of(cls, [], **kwargs)
+        strategy._criterion = strategy._criterion if given is None else given
+        return criterion_of_rows(strategy)
+
+    assert isinstance(criterion(), nn.CrossEntropyLoss)
+    assert criterion(given=nn.CrossEntropyLoss(label_smoothing=0.1)) is not None
+    assert criterion(given=nn.CrossEntropyLoss(reduction="sum")) is None
+    assert criterion(given=nn.CrossEntropyLoss(torch.ones(10))) is None
+    assert criterion(given=nn.MSELoss()) is None
+    assert criterion(Tripled) is None
+    assert criterion(DER, mem_size=20, batch_size_mem=5) is None
+    assert criterion(ER_ACE, mem_size=20, batch_size_mem=5) is None
 
 
 class Tripled(Naive):  # type: ignore[misc]
@@ -300,3 +317,4 @@ def test_an_epoch_is_one_pass_over_the_real_rows_in_however_many_steps(
     assert seen.length == len(seen.rows)
     assert rows[wanted] == rows[math.inf]
     assert max(seen.rows) <= largest + 2
+    assert min(seen.rows) >= min(5, largest)

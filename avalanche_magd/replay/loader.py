@@ -50,11 +50,13 @@ class ReplayLoader:
         if replay is not None:
             replay.weighed = criterion_of_rows(strategy) is not None
             steps = length_hint(self.loader) * getattr(strategy, "train_epochs", 1)
-            replay.parts = replay.parts_of(real_rows, max(1, steps))
+            replay.plan(real_rows, max(1, steps))
 
     def __len__(self) -> int:
-        parts = 1 if self.replay is None else self.replay.parts
-        return int(parts * len(self.loader) - max(0, parts - self._last_rows))
+        if self.replay is None:
+            return len(self.loader)
+        last = self.replay.parts_of(self._last_rows)
+        return int(self.replay.parts * (len(self.loader) - 1) + last)
 
     def __getattr__(self, name: str) -> Any:
         if name == "loader":  # a copy that is being made has none yet

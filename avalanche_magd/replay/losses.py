@@ -8,14 +8,17 @@ References:
 
 from typing import Any, Final
 
-from avalanche.core import BasePlugin
 from avalanche.training.templates.problem_type import SupervisedProblem
+from avalanche.training.templates.update_type import SGDUpdate
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 TEMPERATURE: Final = 2.0
 """What softens the solver's old and new answers alike."""
+
+SOFT_LABEL_WEIGHT: Final = 1.0
+"""By default."""
 
 OTHER_HEAD: Final = -1e4
 """A logit that leaves no probability, and is finite in half precision."""
@@ -63,11 +66,24 @@ def moved_weight(
 
 
 def criterion_of_rows(strategy: Any) -> Any:
-    """A strategy's criterion, if its loss is that of each row by itself; else ``None``.
+    """A strategy's criterion, if its loss is the mean cross-entropy of its rows; else ``None``.
 
-    Those that define a loss of their own, or have a plugin for it, compare rows with one another
-    or with what they keep of each.
+    A strategy with a training loop, loss or plugin of its own for it may mean something else by
+    its rows and by the model's output.
     """
-    criterion = getattr(strategy, "_criterion", None)
-    own = getattr(type(strategy), "criterion", None) is not SupervisedProblem.criterion
-    return None if own or isinstance(criterion, BasePlugin) else criterion
+    criterion: Any = getattr(strategy, "_criterion", None)
+    kind, plain = type(strategy), nn.CrossEntropyLoss
+    if getattr(kind, "criterion", None) is not SupervisedProblem.criterion:
+        return None
+    if getattr(kind, "training_epoch", None) is not SGDUpdate.training_epoch:
+        return None
+    mean = isinstance(criterion, plain) and criterion.reduction == "mean"
+    return criterion if mean and criterion.weight is None else None
+
+
+def gives_logits(strategy: Any) -> bool:
+    """Whether a strategy's model surely answers with logits, in training and evaluation alike."""
+    # Avalanche's nearest-mean models train a layer and evaluate by another.
+    return criterion_of_rows(strategy) is not None and not hasattr(
+        strategy.model, "eval_classifier"
+    )

@@ -27,8 +27,6 @@ FEWEST_ROWS: Final = 16
 MOST_ROWS: Final = 256
 """Bounds of the rows of a part."""
 MOST_REAL_WEIGHT: Final = 1 / 3
-SOFT_LABEL_WEIGHT: Final = 1.0
-"""By default."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,9 @@ class MiniBatches:
 
     Args:
         size: rows of a mini-batch, real and generated: each of the strategy's is served in parts
-            of about so many; with one real row at least. ``math.inf``: whole, however many rows
-            join. Default: as many rows as make 2000 steps of an experience, from 16 to 256.
+            of about so many; with a real and a generated row at least. ``math.inf``: whole,
+            however many rows join. Default: as many rows as make 2000 steps of an experience, from
+            16 to 256.
         replay_size: generated rows that join a mini-batch of the strategy's; 0 switches replay
             off. Default: as many as give each old class the weight of a current one; 13 times the
             real rows in the tenth experience, if each brings as many classes.
@@ -51,12 +50,13 @@ class MiniBatches:
             generated images from real ones. With 0 it learns from generated ones alone. Classes
             stay in balance. Default: the number of generated images for each real one of the
             current classes, and at most a third. It is 1 where no current classes are generated,
-            and where a strategy's loss is not that of each row by itself.
+            and where a strategy's loss is not the mean cross-entropy of its rows, or computed in a
+            training loop of its own.
         soft_label_weight: weight of a loss that draws the solver's answers on generated images of
             old classes towards those that it gave before the experience, within each head: their
             mean divergence, times the share of such rows; 0 switches it off. Default: 1, and 0 on
-            online streams and for a solver that is not trained on logits; that solver refuses any
-            weight that is given.
+            online streams, for strategies in which ``real_weight`` is 1 by the above, and for
+            models with another classifier in evaluation. A given weight needs logits.
 
     Raises:
         TypeError: an argument is of another kind.
@@ -100,17 +100,18 @@ class MiniBatches:
         scale = 1.0 if self.replay_size is None else self.replay_size / (old + now)
         return scale * old, scale * now
 
-    def parts(self, rows: float, real_rows: int, steps: int) -> int:
-        """In how many parts a mini-batch is served.
+    def parts(self, joining: float, real_rows: int, steps: int) -> int:
+        """In how many parts a mini-batch is served: each has a real and a generated row.
 
         Args:
-            rows: of a mini-batch, real and generated.
+            joining: generated rows of a mini-batch.
             real_rows: of it.
             steps: of an experience whose mini-batches are served whole.
         """
+        rows = real_rows + joining
         if self.size is not None:
             parts = round(rows / self.size)
         else:
             parts = min(round(STEPS / steps), int(rows / FEWEST_ROWS))
             parts = max(parts, math.ceil(rows / MOST_ROWS))
-        return min(max(1, parts), real_rows)
+        return max(1, min(parts, real_rows, int(joining)))

@@ -14,7 +14,6 @@ from avalanche_magd.distillation import Pool
 from avalanche_magd.replay.losses import criterion_of_rows, moved_weight, soft_label_divergence
 from avalanche_magd.replay.mini_batches import (
     MOST_REAL_WEIGHT,
-    SOFT_LABEL_WEIGHT,
     MiniBatches,
 )
 
@@ -32,7 +31,9 @@ class Replay:
         current_classes: how many classes the experience has.
         mini_batches: how many rows, and in what parts.
         soft_labels: logits that the solver of the past gives each image of ``past``.
-        parts: in which a mini-batch is served; fewer where it has fewer real rows.
+        soft_label_weight: of their loss.
+        parts: in which a mini-batch is served.
+        full: real rows of such a mini-batch; one with fewer is served in fewer parts.
         real_images: how many real ones the experience has.
         weighed: whether the strategy's loss is one in which rows can be weighed.
     """
@@ -42,7 +43,9 @@ class Replay:
     current_classes: int
     mini_batches: MiniBatches
     soft_labels: Float[Tensor, "n k"] | None = None
+    soft_label_weight: float = 1.0
     parts: int = 1
+    full: int = 1
     real_images: int = 1
     weighed: bool = True
     _owed: float = field(default=0.0, init=False)
@@ -55,13 +58,18 @@ class Replay:
     joined: int = field(default=0, init=False)
     """Rows that have joined mini-batches so far."""
 
-    def parts_of(self, real_rows: int, steps: int) -> int:
-        """In how many parts a mini-batch of so many real rows is served.
+    def plan(self, real_rows: int, steps: int) -> None:
+        """Decide in how many parts mini-batches of so many real rows are served.
 
         Those of an experience, served whole, are so many steps.
         """
-        rows = real_rows + sum(self._joining(real_rows))
-        return self.mini_batches.parts(rows, real_rows, steps)
+        self.full = real_rows
+        joining = sum(self._joining(real_rows))
+        self.parts = self.mini_batches.parts(joining, real_rows, steps)
+
+    def parts_of(self, real_rows: int) -> int:
+        """In how many parts a mini-batch of so many real rows is served."""
+        return min(real_rows, max(1, round(self.parts * min(1.0, real_rows / self.full))))
 
     def join(
         self, mbatch: list[Tensor], label_map: LabelMap, rng: torch.Generator
@@ -70,7 +78,7 @@ class Replay:
         real_rows = len(mbatch[0])
         images, ids, slots = self.draw(real_rows, rng)
         columns = (images, *label_map.labels_of(ids))[: len(mbatch)]
-        parts = min(self.parts, real_rows)
+        parts = self.parts_of(real_rows)
         for first in range(parts):
             part = slice(first, None, parts)
             self._real_rows, self._slots = len(mbatch[0][part]), slots[part]
@@ -96,11 +104,12 @@ class Replay:
 
     def _places(self, strategy: Any, rows: slice) -> dict[int, slice]:
         """Where rows of the part are in tensors of so many rows."""
-        labels, longer = strategy.mbatch[1], len(strategy.mbatch[1]) - self._rows
+        images, labels, *_ = strategy.mbatch
+        longer = len(labels) - self._rows
         assert self._labels is not None
         first = longer if longer > 0 and torch.equal(labels[longer:], self._labels) else 0
         moved = slice(first + rows.start, first + rows.stop)
-        return {len(strategy.mbatch[0]): moved, self._rows: rows}
+        return {len(images): moved, len(labels): moved, self._rows: rows}
 
     def draw(
         self, real_rows: int, rng: torch.Generator
@@ -167,12 +176,9 @@ class Replay:
         slots = self._slots
         if self.soft_labels is None or slots is None or not len(slots):
             return 0.0
-        weight = self.mini_batches.soft_label_weight
         output, ids = strategy.mb_output, torch.tensor(self.past.classes, device=slots.device)
         columns, heads = label_map.labels_of(ids)
         if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[1] <= columns.max():
-            if weight is None:
-                return 0.0
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(
                 "Soft labels need a solver that is trained on logits, one for each class; "
@@ -185,8 +191,7 @@ class Replay:
             self.soft_labels[slots].to(output.device),
             (of_rows[:, None] == heads).to(output.device),
         )
-        weight = SOFT_LABEL_WEIGHT if weight is None else weight
-        return weight * len(slots) / self._rows * divergence
+        return self.soft_label_weight * len(slots) / self._rows * divergence
 
 
 def cut(content: Any, places: Mapping[int, slice]) -> Any:

@@ -87,7 +87,7 @@ def check_solvers(folder: Path) -> None:
     whole, parts = lines["whole"], lines["magd"]
     assert whole["rows"] == parts["rows"] > 2 * lines["replay-50"]["rows"]
     assert whole["steps"] < parts["steps"]
-    assert whole["largest step"] > 200 > 20 > parts["largest step"]
+    assert whole["largest step"] > 150 > 20 > parts["largest step"]
     assert len(list((folder / "pools").iterdir())) == 1
 
 

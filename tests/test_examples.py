@@ -87,7 +87,8 @@ def check_solvers(folder: Path) -> None:
     whole, parts = lines["whole"], lines["magd"]
     assert whole["rows"] == parts["rows"] > 2 * lines["replay-50"]["rows"]
     assert whole["steps"] < parts["steps"]
-    assert whole["largest step"] > 150 > 20 > parts["largest step"]
+    # 32 real rows, as many generated ones, and eight old classes beside two current ones.
+    assert whole["largest step"] >= 6 * 32 > 20 > parts["largest step"]
     assert len(list((folder / "pools").iterdir())) == 1
 
 

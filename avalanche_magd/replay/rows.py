@@ -12,10 +12,7 @@ from torch import Tensor
 from avalanche_magd.diffusion.label_map import LabelMap
 from avalanche_magd.distillation import Pool
 from avalanche_magd.replay.losses import criterion_of_rows, moved_weight, soft_label_divergence
-from avalanche_magd.replay.mini_batches import (
-    MOST_REAL_WEIGHT,
-    MiniBatches,
-)
+from avalanche_magd.replay.mini_batches import MOST_REAL_WEIGHT, MiniBatches
 
 
 @dataclass

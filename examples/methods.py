@@ -82,6 +82,8 @@ BASELINES: dict[str, dict[str, Any]] = {
     "gaussian_distillation": {"mode": baselines.gaussian_distillation},
     "lwf_distillation": {"mode": baselines.lwf_distillation},
 }
+FIRST = MiniBatches(math.inf, real_weight=1.0, soft_label_weight=0.0)
+"""How rows joined in version 0.1: in whole mini-batches, and all weighed the same."""
 GROUPS: dict[str, dict[str, Row]] = {
     "modes": {
         "magd": Row(),
@@ -127,6 +129,7 @@ GROUPS: dict[str, dict[str, Row]] = {
         "generated_share-0.75": Row(mini_batches={"generated_share": 0.75}),
     },
     "mini_batches": {
+        "0.1": Row(mini_batches=asdict(FIRST)),
         "whole": Row(mini_batches={"size": math.inf}),
         "size-32": Row(mini_batches={"size": 32}),
         "size-64": Row(mini_batches={"size": 64}),
@@ -138,8 +141,6 @@ GROUPS: dict[str, dict[str, Row]] = {
         "soft_labels-2": Row(mini_batches={"soft_label_weight": 2.0}),
     },
 }
-FIRST = MiniBatches(math.inf, real_weight=1.0, soft_label_weight=0.0)
-"""How rows joined in version 0.1: in whole mini-batches, and all weighed the same."""
 ROWS = {name: row for group in GROUPS.values() for name, row in group.items()}
 BUFFERS = ("replay", "balanced_replay", "served_replay", "der", "er_ace", "gdumb", "icarl")
 OTHERS = ("naive", "joint", "cumulative", "ewc", "lwf", "si", "vae", "strong_vae")

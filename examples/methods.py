@@ -388,7 +388,7 @@ def known_of(benchmark: Any, seed: int, arguments: argparse.Namespace) -> Known:
     image, *_ = benchmark.train_stream[0].dataset[0]
     torch.manual_seed(seed)
     model = Solver(len(image), benchmark.n_classes)
-    if arguments.paper_scale:
+    if arguments.paper_scale or arguments.solver == "resnet18":
         model.body = residual_network(len(image))
     batch = 64 if arguments.paper_scale else 32
     sizes = [len(experience.dataset) for experience in benchmark.train_stream]

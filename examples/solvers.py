@@ -136,7 +136,7 @@ def pools_of(name: str, known: Known, benchmark: Any, seed: int) -> Path:
     if Distillation(**ROWS[name].distillation).guidance.classifier_scale:
         raise ValueError(f"{name}'s generator is guided by the solver: use compare.py.")
     words = json.dumps(generator_words(ROWS[name], known.image_shape), sort_keys=True)
-    key = key_of(arguments, IGNORED, "pools", seed, words)
+    key = key_of(arguments, (*IGNORED, "solver"), "pools", seed, words)
     folder: Path = arguments.output / "pools" / f"{name_of(arguments)}-{seed}-{key}"
     folder.mkdir(parents=True, exist_ok=True)
     done = folder / "done"
@@ -145,7 +145,8 @@ def pools_of(name: str, known: Known, benchmark: Any, seed: int) -> Path:
             common = {**known.common, "train_epochs": 0, "evaluator": silent_evaluator()}
             changed = known._replace(common=common)
             method = with_magd(name, changed, seed, arguments.iterations)
-            method.plugin.mini_batches = MiniBatches()  # with current classes, for all solvers
+            # With current classes, for all solvers; and no solver is asked for soft labels.
+            method.plugin.mini_batches = MiniBatches(soft_label_weight=0.0)
             method.strategy.plugins.append(Recording(method.plugin, folder))
             for experience in benchmark.train_stream:
                 method.strategy.train(experience, eval_streams=[])

@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-size", type=int, default=32, help="side of a folder's images")
     parser.add_argument("--images-per-class", type=int, help="of Fashion-MNIST; default: all")
     parser.add_argument("--experiences", type=int, default=5)
+    parser.add_argument("--solver", choices=["resnet18"], help="default: a small CNN")
     parser.add_argument(
         "--jobs", type=positive, default=1, help="runs at once, cores shared evenly"
     )

@@ -275,7 +275,13 @@ def test_a_row_differs_from_magd_by_nothing_but_what_it_says(
     examples: SimpleNamespace, digits: Any
 ) -> None:
     arguments = argparse.Namespace(
-        paper_scale=False, whole=False, pool_size=20, epochs=1, experiences=5, device="cpu"
+        paper_scale=False,
+        whole=False,
+        solver=None,
+        pool_size=20,
+        epochs=1,
+        experiences=5,
+        device="cpu",
     )
 
     def learnt(name: str) -> torch.Tensor:

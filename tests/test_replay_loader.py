@@ -103,6 +103,30 @@ def test_real_rows_are_weighed_if_the_loss_is_of_each_row(
     assert (early.losses == late.losses) is (cls is Tripled)
 
 
+def test_generated_rows_are_augmented_image_by_image(digits: Any) -> None:
+    shapes, recorder, real = set(), ReplayRecorder(), list[float]()
+
+    def augmentation(image: Tensor) -> Tensor:
+        shapes.add(tuple(image.shape))
+        return image + 100
+
+    look = at("after_training_iteration", lambda strategy: real.append(strategy.mb_x.max()))
+    rows = MiniBatches(augmentation=augmentation)
+    strategy = strategy_of(Naive, [tiny_plugin(mini_batches=rows), recorder, look])
+    for experience in digits.train_stream[:2]:
+        strategy.train(experience)
+    assert shapes == {(1, 8, 8)}
+    assert torch.stack(recorder.images).min() > 90 > max(real)
+
+
+def test_an_augmentation_has_to_give_an_image_back(digits: Any) -> None:
+    first, second = digits.train_stream[:2]
+    strategy = naive([tiny_plugin(mini_batches=MiniBatches(augmentation=Tensor.flatten))])
+    strategy.train(first)
+    with pytest.raises(ValueError, match=r"the image's shape, \(1, 8, 8\); it gave \(64,\)"):
+        strategy.train(second)
+
+
 @pytest.mark.parametrize("appended", [False, True])
 def test_metrics_see_real_rows_only_wherever_the_plugin_stands(
     appended: bool, digits: Any

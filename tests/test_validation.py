@@ -141,6 +141,7 @@ def test_values_of_another_kind_are_refused_by_name(
         (lambda: MAGDPlugin(seed="0"), "seed"),  # type: ignore[arg-type]
         (lambda: MAGDPlugin(checkpoint_folder=3), "checkpoint_folder"),  # type: ignore[arg-type]
         (lambda: MAGDPlugin(mini_batches=MiniBatches(soft_label_weight="1")), "soft_label_weight"),  # type: ignore[arg-type]
+        (lambda: MAGDPlugin(mini_batches=MiniBatches(augmentation="flip")), "augmentation"),  # type: ignore[arg-type]
         (lambda: MAGDPlugin(generator_strategy=3), "generator_strategy"),  # type: ignore[arg-type]
         (lambda: Distillation(mode="magd"), "mode"),  # type: ignore[arg-type]
         (lambda: Distillation(mode=MAGD), "mode"),  # type: ignore[arg-type]

@@ -11,8 +11,11 @@ less than generated ones.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Final
+
+from torch import Tensor
 
 from avalanche_magd.runtime.validation import (
     check_count,
@@ -57,6 +60,9 @@ class MiniBatches:
             mean divergence, times the share of such rows; 0 switches it off. Default: 1, and 0 on
             online streams, for strategies in which ``real_weight`` is 1 by the above, and for
             models with another classifier in evaluation. A given weight needs logits.
+        augmentation: what the benchmark's training transform does to a real image, done to each
+            generated one as it joins: a tensor c × h × w in the range of the user's images, to one
+            of the same shape. The generator itself learns from images without augmentation.
 
     Raises:
         TypeError: an argument is of another kind.
@@ -68,6 +74,7 @@ class MiniBatches:
     generated_share: float = 0.5
     real_weight: float | None = None
     soft_label_weight: float | None = None
+    augmentation: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         share = self.generated_share
@@ -81,6 +88,8 @@ class MiniBatches:
                 checked[name] = check_number(name, weight, at_least=0, at_most=most)
         if self.size is not None and self.size != math.inf:
             checked["size"] = check_count("size", self.size)
+        if self.augmentation is not None and not callable(self.augmentation):
+            raise TypeError(f"augmentation must be a function of an image: {self.augmentation!r}.")
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 

@@ -116,6 +116,9 @@ class Replay:
         Returns:
             Images, their classes as ids of the generator's label map, and the slots of those that
             come from ``past``.
+
+        Raises:
+            ValueError: the augmentation gives back something else than such an image.
         """
         old, now = self._joining(real_rows)
         self._owed += old + now
@@ -130,7 +133,22 @@ class Replay:
             more = self.current.draw_slots(count - of_past, rng)
             images = torch.cat([images, self.current.images_of(more)])
             ids = torch.cat([ids, self.current.labels[more]])
-        return images, ids, slots
+        return self._augmented(images), ids, slots
+
+    def _augmented(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        augmentation = self.mini_batches.augmentation
+        if augmentation is None or not len(images):
+            return images
+        changed = [augmentation(image) for image in images]
+        shapes = {
+            tuple(each.shape) if isinstance(each, Tensor) else type(each) for each in changed
+        }
+        if shapes != {tuple(images.shape[1:])}:
+            raise ValueError(
+                f"augmentation must give back tensors of the image's shape, "
+                f"{tuple(images.shape[1:])}; it gave {', '.join(map(str, shapes))}."
+            )
+        return torch.stack(changed)
 
     def _joining(self, real_rows: int) -> tuple[float, float]:
         """How many rows of old and of current classes join so many real ones, on average."""

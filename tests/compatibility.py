@@ -6,7 +6,6 @@
 
 import contextlib
 import io
-import math
 import signal
 import string
 import warnings
@@ -44,6 +43,7 @@ from torch.utils.data import TensorDataset
 from avalanche_magd import MAGDPlugin
 from avalanche_magd.benchmarks import split_digits
 from avalanche_magd.replay import MiniBatches
+from avalanche_magd.replay.mini_batches import AS_IN_0_1
 
 KINDS = {
     "nc": "`nc_benchmark`",
@@ -338,8 +338,7 @@ def run(name: str, kind: str, *, magd: bool, whole: bool = False) -> Outcome:
         if kind == "multi-head"
         else SimpleMLP(num_classes=10, input_size=64, hidden_size=16)
     )
-    as_in_0_1 = MiniBatches(math.inf, real_weight=1.0, soft_label_weight=0.0)
-    mini_batches = as_in_0_1 if whole else MiniBatches()
+    mini_batches = AS_IN_0_1 if whole else MiniBatches()
     plugin = tiny_plugin(
         generator_iterations=2, pool_size=8, num_inference_steps=2, mini_batches=mini_batches
     )

@@ -1,6 +1,5 @@
 """Files that version 0.1 wrote (commit 53ab18a) go on to work."""
 
-import math
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import nn
 from avalanche_magd import DiffusionGenerator, MAGDPlugin, MAGDTraining
 from avalanche_magd.checkpoints import maybe_load_checkpoint
 from avalanche_magd.distillation import Distillation
-from avalanche_magd.replay import MiniBatches
+from avalanche_magd.replay.mini_batches import AS_IN_0_1
 
 ARCHIVE = Path(__file__).parent / "files_of_0_1.tar.xz"
 
@@ -60,8 +59,7 @@ def built(checkpoint_folder: Path | None = None, plugins: Any = ()) -> tuple[Nai
     )
     training.checkpoint_every = 10
     evaluator = EvaluationPlugin(accuracy_metrics(stream=True), loggers=[])
-    as_in_0_1 = MiniBatches(math.inf, real_weight=1.0, soft_label_weight=0.0)
-    plugin = MAGDPlugin(training, mini_batches=as_in_0_1, seed=0)
+    plugin = MAGDPlugin(training, mini_batches=AS_IN_0_1, seed=0)
     return naive([plugin], hidden_size=8, evaluator=evaluator, train_epochs=1), training
 
 

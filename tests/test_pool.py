@@ -66,6 +66,16 @@ def test_images_are_drawn_evenly_over_the_classes(rng: torch.Generator) -> None:
     assert len(pool.draw_slots(100, rng)) == 100
 
 
+def test_images_are_drawn_by_their_weight_within_each_class(rng: torch.Generator) -> None:
+    pool = Pool(6, 0, (1, 2, 2), CPU)
+    labels = torch.tensor([4, 7, 4, 7, 7])  # and an empty slot
+    pool.write(torch.arange(5), torch.zeros(5, 1, 2, 2), labels)
+    pool.end_pass()
+    weights = torch.tensor([1.0, 2.0, 3.0, 3.0, 5.0, 9.0])
+    drawn = pool.draw_slots(800, rng, weights).bincount(minlength=6)
+    assert (drawn - torch.tensor([100, 80, 300, 120, 200, 0])).abs().max() <= 1
+
+
 def test_a_small_pass_renews_the_oldest_and_restores_the_balance(rng: torch.Generator) -> None:
     generator = tiny_generator(classes=(0, 1))
     distillation = Distillation(pool_size=12, num_inference_steps=2)

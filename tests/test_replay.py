@@ -262,6 +262,7 @@ def test_real_rows_weigh_less_the_more_images_they_are_of(
         ({"replay_size": -1}, ValueError, "replay_size must be at least 0"),
         ({"replay_size": 0.5}, TypeError, "replay_size must be an integer"),
         ({"generated_share": 1.0}, ValueError, r"generated_share must be in \[0, 1\), got 1.0"),
+        ({"prioritized_share": 1}, ValueError, r"prioritized_share must be in \[0, 1\), got 1"),
         ({"real_weight": 1.5}, ValueError, "real_weight must be a number from 0 to 1, got 1.5"),
         ({"real_weight": "0"}, TypeError, "real_weight must be a number, got '0'"),
         ({"soft_label_weight": -1.0}, ValueError, "soft_label_weight must be a number from 0"),
@@ -355,3 +356,50 @@ def test_real_rows_have_their_weight_in_the_loss(
     weights = torch.tensor([weight] * 4 + [1.0] * (len(labels) - 4))
     by_hand = (weights * cross_entropy(output, labels, reduction="none")).sum() / weights.sum()
     assert strategy.loss.item() == pytest.approx(by_hand.item())
+
+
+def confused_share(
+    rng: torch.Generator, *, head: int = 0, current: Pool | None = None, **rows_of: Any
+) -> tuple[float, float]:
+    """Of rows of two old classes: those taken for current ones, and those of the first class.
+
+    Two images of each class's ten are taken so, for sure.
+    """
+    label_map = LabelMap().with_classes([(0, 0), (1, 0), (2, head)])
+    past = pool_of([0, 1])
+    rows = MiniBatches(math.inf, real_weight=1.0, soft_label_weight=0.0, **rows_of)
+    replay = Replay(past, current, 1, rows)
+    confusing = {image.numpy().tobytes() for image in past.images[:4]}
+    drawn, firsts = list[bool](), list[bool]()
+    for step in range(60):
+        real = [torch.rand(20, 1, 2, 2), torch.full((20,), 2), torch.full((20,), head)]
+        (mbatch,) = replay.join(real, label_map, rng)
+        taken = [image.numpy().tobytes() in confusing for image in mbatch[0]]
+        output = torch.full((len(taken), 3), -100.0)
+        output[torch.arange(len(taken)), 2 * torch.tensor(taken)] = 0.0
+        strategy = naive([])
+        strategy.mbatch, strategy.mb_output, strategy.loss = mbatch, output, torch.tensor(0.0)
+        replay.join_loss(strategy, label_map)
+        old = mbatch[1] < 2
+        old[:20] = False
+        if step >= 20:  # each has been seen
+            drawn += [each for each, is_old in zip(taken, old.tolist(), strict=True) if is_old]
+            firsts += (mbatch[1][old] == 0).tolist()
+    return sum(drawn) / len(drawn), sum(firsts) / len(firsts)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.8])
+def test_images_that_are_taken_for_current_classes_are_drawn_more_often(
+    share: float, rng: torch.Generator
+) -> None:
+    confused, first = confused_share(rng, current=pool_of([2]), prioritized_share=share)
+    assert confused == pytest.approx((1 - share) * 4 / 20 + share, abs=0.02)
+    assert first == pytest.approx(0.5, abs=0.02)
+
+
+def test_images_are_drawn_evenly_where_there_is_nothing_to_confuse_them_with(
+    rng: torch.Generator,
+) -> None:
+    for arguments in ({"current": None}, {"current": pool_of([2]), "head": 1}):
+        confused, _ = confused_share(rng, **arguments)
+        assert confused == pytest.approx(4 / 20, abs=0.02)

@@ -1,12 +1,12 @@
 """Strategies that version 0.1 saved, under the names of 0.2; for one release."""
 
 import importlib
-import math
 import sys
 import warnings
 from collections import namedtuple
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from avalanche_magd.diffusion.samplers import DDIM, DPMSolver, UniPC
 from avalanche_magd.distillation import CGGD, Distillation, LessonBatch, Pool
 from avalanche_magd.distillation.generation import Generation
 from avalanche_magd.distillation.student import Student
-from avalanche_magd.replay import MiniBatches
+from avalanche_magd.replay.mini_batches import AS_IN_0_1
 
 GONE: Final[dict[str, dict[str, Any]]] = {
     "avalanche_magd.rehearsal": {"Rehearsal": SimpleNamespace},
@@ -55,7 +55,7 @@ def upgrade(strategy: Any) -> None:
         if isinstance(vars(plugin).get("distillation"), Distillation):
             plugin.distillation = _distillation(plugin.distillation)
             joining = {name: vars(plugin).pop(name) for name in JOINING & vars(plugin).keys()}
-            rows = MiniBatches(math.inf, real_weight=1.0, **{"soft_label_weight": 0.0, **joining})
+            rows = replace(AS_IN_0_1, **joining)
             plugin.mini_batches = vars(plugin).get("mini_batches", rows)
         if isinstance(vars(training or plugin).get("rehearsal"), SimpleNamespace):
             _upgrade_training(training)

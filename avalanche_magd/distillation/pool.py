@@ -174,9 +174,28 @@ class Pool:
         """Images in these slots, on the slots' device."""
         return rows_of(self.images, slots)
 
-    def draw_slots(self, count: int, rng: torch.Generator) -> Int[Tensor, " {count}"]:
-        """Slots of images, spread evenly over the classes."""
-        return self._by_label[stratified_draw(self._cumulative_images, count, rng)]
+    def draw_slots(
+        self, count: int, rng: torch.Generator, weights: Float[Tensor, " n"] | None = None
+    ) -> Int[Tensor, " {count}"]:
+        """Slots of images, spread evenly over the classes.
+
+        Args:
+            count: how many.
+            rng: on the pool's device.
+            weights: of all slots, positive: how often each is drawn beside others of its class.
+        """
+        cumulative = self._cumulative_images if weights is None else self._cumulative(weights)
+        return self._by_label[stratified_draw(cumulative, count, rng)]
+
+    def _cumulative(self, weights: Float[Tensor, " n"]) -> Float[Tensor, " m"]:
+        """The running sum of weights by label, scaled so that each class has 1 in all."""
+        labels = self.labels[self._by_label]
+        classes = torch.tensor(self.classes, device=labels.device)
+        running = weights[self._by_label].double().cumsum(0)
+        last = running[torch.searchsorted(labels, classes, right=True) - 1]
+        before = torch.cat([last.new_zeros(1), last])
+        index = torch.searchsorted(classes, labels)
+        return index + (running - before[index]) / before.diff()[index]
 
     def drop_lessons(self) -> None:
         """Keep the images alone."""

@@ -60,6 +60,10 @@ class MiniBatches:
             mean divergence, times the share of such rows; 0 switches it off. Default: 1, and 0 on
             online streams, for strategies in which ``real_weight`` is 1 by the above, and for
             models with another classifier in evaluation. A given weight needs logits.
+        prioritized_share: share of the rows of old classes that are drawn in proportion to how
+            likely the solver took them for current classes when it was last shown them, in [0, 1);
+            the others are drawn evenly, and classes stay in balance. 0 where no current classes
+            are generated, and where ``real_weight`` is 1 by the above.
         augmentation: what the benchmark's training transform does to a real image, done to each
             generated one as it joins: a tensor c × h × w in the range of the user's images, to one
             of the same shape. The generator itself learns from images without augmentation.
@@ -74,15 +78,16 @@ class MiniBatches:
     generated_share: float = 0.5
     real_weight: float | None = None
     soft_label_weight: float | None = None
+    prioritized_share: float = 0.5
     augmentation: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        share = self.generated_share
         checked: dict[str, Any] = {
             "size": self.size,
             "replay_size": optional_count("replay_size", self.replay_size, at_least=0),
-            "generated_share": check_share("generated_share", share, excluded=1),
         }
+        for name in ("generated_share", "prioritized_share"):
+            checked[name] = check_share(name, getattr(self, name), excluded=1)
         for name, most in (("real_weight", 1), ("soft_label_weight", 1e6)):
             if (weight := getattr(self, name)) is not None:
                 checked[name] = check_number(name, weight, at_least=0, at_most=most)
@@ -124,3 +129,9 @@ class MiniBatches:
             parts = min(round(STEPS / steps), int(rows / FEWEST_ROWS))
             parts = max(parts, math.ceil(rows / MOST_ROWS))
         return max(1, min(parts, real_rows, int(joining)))
+
+
+AS_IN_0_1: Final = MiniBatches(
+    math.inf, real_weight=1.0, soft_label_weight=0.0, prioritized_share=0.0
+)
+"""How rows joined in version 0.1."""

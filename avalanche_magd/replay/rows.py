@@ -13,6 +13,7 @@ from avalanche_magd.diffusion.label_map import LabelMap
 from avalanche_magd.distillation import Pool
 from avalanche_magd.replay.losses import criterion_of_rows, moved_weight, soft_label_divergence
 from avalanche_magd.replay.mini_batches import MOST_REAL_WEIGHT, MiniBatches
+from avalanche_magd.runtime.precision import PRECISION
 
 
 @dataclass
@@ -45,6 +46,8 @@ class Replay:
     full: int = 1
     real_images: int = 1
     weighed: bool = True
+    # How likely the solver last took each image of ``past`` for a current class.
+    _confusion: Float[Tensor, " n"] = field(init=False)
     _owed: float = field(default=0.0, init=False)
     _owed_past: float = field(default=0.0, init=False)
     # Of the present part: its real rows, all its rows, their labels, and the slots of the past's.
@@ -54,6 +57,10 @@ class Replay:
     _slots: Int[Tensor, " m"] | None = field(default=None, init=False)
     joined: int = field(default=0, init=False)
     """Rows that have joined mini-batches so far."""
+
+    def __post_init__(self) -> None:
+        labels = self.past.labels
+        self._confusion = torch.full(labels.shape, 0.5, dtype=PRECISION, device=labels.device)
 
     def plan(self, real_rows: int, steps: int) -> None:
         """Decide in how many parts mini-batches of so many real rows are served.
@@ -127,13 +134,23 @@ class Replay:
         of_past = min(count, int(self._owed_past))
         self._owed -= count
         self._owed_past -= of_past
-        slots = self.past.draw_slots(of_past, rng)
+        slots = self.past.draw_slots(of_past, rng, self._priorities if self._prioritized else None)
         images, ids = self.past.images_of(slots), self.past.labels[slots]
         if self.current is not None:
             more = self.current.draw_slots(count - of_past, rng)
             images = torch.cat([images, self.current.images_of(more)])
             ids = torch.cat([ids, self.current.labels[more]])
         return self._augmented(images), ids, slots
+
+    @property
+    def _prioritized(self) -> bool:
+        share = self.mini_batches.prioritized_share
+        return share > 0 and self.weighed and self.current is not None
+
+    @property
+    def _priorities(self) -> Float[Tensor, " n"]:
+        share = self.mini_batches.prioritized_share
+        return 1 - share + share * self._confusion / self._confusion.mean().clamp_min(1e-6)
 
     def _augmented(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         augmentation = self.mini_batches.augmentation
@@ -168,14 +185,31 @@ class Replay:
     def join_loss(self, strategy: Any, label_map: LabelMap) -> None:
         """Soft labels join the strategy's loss, and weight moves from real rows to others.
 
+        How the solver takes images of old classes is remembered, for the draws to come.
+
         Raises:
             ValueError: there are soft labels, and the output has no logit for each old class.
         """
         if self._rows > self._real_rows:
+            if self._prioritized:
+                self._remember(strategy, label_map)
             if self.real_weight != 1:
                 strategy.loss = strategy.loss + self._moved_weight(strategy)
             if self.soft_labels is not None:
                 strategy.loss = strategy.loss + self._soft_label_loss(strategy, label_map)
+
+    def _remember(self, strategy: Any, label_map: LabelMap) -> None:
+        slots = self._slots
+        assert slots is not None
+        assert self.current is not None
+        rows = slice(self._real_rows, self._real_rows + len(slots))
+        logits = cut(strategy.mb_output.detach(), self._places(strategy, rows)).to(slots.device)
+        _, heads = label_map.labels_of(self.past.labels[slots])
+        now = torch.tensor(self.current.classes, device=slots.device)
+        columns, heads_now = label_map.labels_of(now)
+        taken = logits.to(PRECISION).softmax(1)[:, columns] * (heads[:, None] == heads_now)
+        # A slot may come twice in a mini-batch.
+        self._confusion.scatter_reduce_(0, slots, taken.sum(1), "amax", include_self=False)
 
     def _moved_weight(self, strategy: Any) -> Float[Tensor, ""]:
         criterion = criterion_of_rows(strategy)

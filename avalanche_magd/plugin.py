@@ -64,8 +64,8 @@ class MAGDPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[c
     Args:
         generator_strategy: trains the generator. Default: one that is built when the first
             experience shows what images look like, from the arguments below.
-        generator_iterations: training steps of the generator per experience. Default: 30 for each
-            pixel of the longer image side, and at least 400.
+        generator_iterations: training steps of the generator per experience. Default: 45 for each
+            pixel of the longer image side, and at least 320.
         pool_size: images generated per experience, over all old classes; those of current classes
             are fewer than as many again. Default: 4000.
         num_inference_steps: network calls per generated image. Default: 10.

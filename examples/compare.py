@@ -63,7 +63,7 @@ from avalanche_magd.reporting.run_logger import environment
 from avalanche_magd.runtime.distributed import Processes, is_main_process, process_count
 
 DEFAULT = ["naive", "joint", "replay-200", "replay-500", "vae", "strong_vae", "magd"]
-IGNORED = ("methods", "groups", "table", "whole")
+IGNORED = ("methods", "groups", "table", "old")
 """Arguments that do not change a run, or by a method's recipe."""
 FORMS = {
     "accuracy": ".3f",
@@ -252,7 +252,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     budget.add_argument("--seconds", type=float, help="of a generator, per experience")
     parser.add_argument("--paper-scale", action="store_true", help="large networks; for a GPU")
     parser.add_argument(
-        "--whole", action="store_true", help="generated rows join mini-batches as in version 0.1"
+        "--old-defaults", action="store_true", dest="old", help="MAGD as in version 0.1"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("results/compare"))
@@ -279,7 +279,7 @@ def keys_of(
     """The key of each run that is asked for, by method and seed."""
     return {
         (name, seed): key_of(
-            arguments, IGNORED, name, seed, recipe(name, image_shape, arguments.whole)
+            arguments, IGNORED, name, seed, recipe(name, image_shape, arguments.old)
         )
         for name in arguments.methods
         for seed in arguments.seeds

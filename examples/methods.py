@@ -55,22 +55,24 @@ from avalanche_magd.diffusion.networks import default_network
 from avalanche_magd.distillation import CGGD, MAGD, Distillation, Pool, baselines
 from avalanche_magd.replay import MiniBatches, ReplayLoader
 from avalanche_magd.replay import Replay as ReplayRows
+from avalanche_magd.replay.mini_batches import AS_IN_0_1
 from avalanche_magd.runtime.random_state import seeded
-from avalanche_magd.training.defaults import (
-    LEARNING_RATE,
-    default_iterations,
-    default_training,
-)
+from avalanche_magd.training.defaults import default_iterations
+from avalanche_magd.training.optimizers import MUON_RATE, default_dtype, teaching
 
 
 @dataclass(frozen=True)
 class Row:
-    """What differs from ``MAGDPlugin()``: arguments of the four things that it is made of."""
+    """What differs from ``MAGDPlugin()``: arguments of the four things that it is made of.
+
+    With a rate for it, AdamW alone teaches the generator, as in version 0.1.
+    """
 
     distillation: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     generator: dict[str, Any] = field(default_factory=dict)
     mini_batches: dict[str, Any] = field(default_factory=dict)
+    adamw_rate: float | None = None
 
 
 SAMPLERS: dict[str, Any] = {"unipc": UniPC(), "dpmpp_2m": DPMSolver(), "ddim": DDIM()}
@@ -82,8 +84,8 @@ BASELINES: dict[str, dict[str, Any]] = {
     "gaussian_distillation": {"mode": baselines.gaussian_distillation},
     "lwf_distillation": {"mode": baselines.lwf_distillation},
 }
-FIRST = MiniBatches(math.inf, real_weight=1.0, soft_label_weight=0.0)
-"""How rows joined in version 0.1: in whole mini-batches, and all weighed the same."""
+FIRST_RATE = 2e-3
+"""The learning rate of AdamW, which taught all weights of a generator in version 0.1."""
 GROUPS: dict[str, dict[str, Row]] = {
     "modes": {
         "magd": Row(),
@@ -123,13 +125,18 @@ GROUPS: dict[str, dict[str, Row]] = {
         "sample": Row(generator={"prediction_type": "sample"}),
         "bfloat16": Row(generator={"dtype": torch.bfloat16}),
     },
+    "optimizers": {
+        "adamw": Row(adamw_rate=2e-3),
+        "constant_rates": Row(training={"plugins": []}),
+        "float32": Row(generator={"dtype": torch.float32}),
+    },
     "solver": {
         "generated_share-0": Row(mini_batches={"generated_share": 0.0}),
         "generated_share-0.33": Row(mini_batches={"generated_share": 0.33}),
         "generated_share-0.75": Row(mini_batches={"generated_share": 0.75}),
     },
     "mini_batches": {
-        "0.1": Row(mini_batches=asdict(FIRST)),
+        "0.1": Row(mini_batches=asdict(AS_IN_0_1)),
         "whole": Row(mini_batches={"size": math.inf}),
         "size-32": Row(mini_batches={"size": 32}),
         "size-64": Row(mini_batches={"size": 64}),
@@ -138,6 +145,7 @@ GROUPS: dict[str, dict[str, Row]] = {
         "real_weight-0.1": Row(mini_batches={"real_weight": 0.1}),
         "real_weight-1": Row(mini_batches={"real_weight": 1.0}),
         "soft_labels-0": Row(mini_batches={"soft_label_weight": 0.0}),
+        "prioritized-0": Row(mini_batches={"prioritized_share": 0.0}),
         "soft_labels-2": Row(mini_batches={"soft_label_weight": 2.0}),
     },
 }
@@ -300,14 +308,14 @@ def with_magd(name: str, known: Known, seed: int, iterations: int | None) -> Met
     distillation = Distillation(**budget, **row.distillation)
     training = training_of(row, known, seed, iterations, distillation)
     training.progress = False
-    plugin = MAGDPlugin(training, mini_batches=mini_batches_of(name, arguments.whole), seed=seed)
+    plugin = MAGDPlugin(training, mini_batches=mini_batches_of(name, arguments.old), seed=seed)
     strategy = Naive(plugins=[plugin], **known.common)
     return Method(strategy, lambda: weight_bytes(training.model), plugin)
 
 
-def mini_batches_of(name: str, whole: bool) -> MiniBatches:
+def mini_batches_of(name: str, old: bool) -> MiniBatches:
     """The default ones or those of 0.1, changed as the row says."""
-    return replace(FIRST if whole else MiniBatches(), **ROWS[name].mini_batches)
+    return replace(AS_IN_0_1 if old else MiniBatches(), **ROWS[name].mini_batches)
 
 
 def training_of(
@@ -315,24 +323,30 @@ def training_of(
 ) -> MAGDTraining:
     """What ``MAGDPlugin()`` builds by itself, changed as the row says; or one at paper scale."""
     shape, device = known.image_shape, torch.device(known.arguments.device)
-    large = known.arguments.paper_scale
-    if not (large or row.training or row.generator):
-        return default_training(shape, distillation, device, seed, train_iterations=iterations)
+    large, old = known.arguments.paper_scale, known.arguments.old
     scale = {"train_mb_size": known.common["train_mb_size"], "ema_decay": 0.9999} if large else {}
+    dtype = torch.bfloat16 if large else None if old else default_dtype(device)
     with seeded(seed, device):  # as default_training does
         network = large_network(shape[0], shape[1]) if large else None
-        precision = {"dtype": torch.bfloat16} if large else {}
-        generator = DiffusionGenerator(shape, network, **{**precision, **row.generator})
-    rate = 2e-4 if large else LEARNING_RATE
+        generator = DiffusionGenerator(shape, network, **{"dtype": dtype, **row.generator})
+        generator.num_inference_steps = distillation.num_inference_steps
+    if rate := 2e-4 if large else FIRST_RATE if old else row.adamw_rate:
+        taught = {"optimizer": torch.optim.AdamW(generator.parameters(), lr=rate, fused=True)}
+    else:
+        taught = teaching(generator.to(device), device)
     return MAGDTraining(
         model=generator,
-        optimizer=torch.optim.AdamW(generator.parameters(), lr=rate, fused=True),
-        train_iterations=iterations or (20_000 if large else default_iterations(shape)),
+        train_iterations=iterations or (20_000 if large else iterations_of(shape, old)),
         distillation=distillation,
         device=device,
         seed=seed,
-        **{**scale, **row.training},
+        **{**taught, **scale, **row.training},
     )
+
+
+def iterations_of(image_shape: tuple[int, int, int], old: bool) -> int:
+    """Training steps of an experience: the default ones or those of 0.1."""
+    return max(400, 30 * max(image_shape[1:])) if old else default_iterations(image_shape)
 
 
 def build(name: str, known: Known, seed: int, iterations: int | None) -> Method:
@@ -405,7 +419,7 @@ def known_of(benchmark: Any, seed: int, arguments: argparse.Namespace) -> Known:
     return Known(common, tuple(image.shape), benchmark.n_classes, sum(sizes), steps, arguments)
 
 
-def recipe(name: str, image_shape: tuple[int, int, int], whole: bool) -> str:
+def recipe(name: str, image_shape: tuple[int, int, int], old: bool) -> str:
     """Defaults of the package that a method's results depend on: others are other runs.
 
     They are given in words of this file, so that a recorded run stays known when the package gives
@@ -413,19 +427,20 @@ def recipe(name: str, image_shape: tuple[int, int, int], whole: bool) -> str:
     """
     if name not in ROWS:
         return ""
-    rows, first = asdict(mini_batches_of(name, whole)), asdict(FIRST)
+    rows, first = asdict(mini_batches_of(name, old)), asdict(AS_IN_0_1)
     changed = {key: value for key, value in rows.items() if value != first[key]}
-    words = {**generator_words(ROWS[name], image_shape), "plugin": changed}
+    words = {**generator_words(ROWS[name], image_shape, old), "plugin": changed}
     return json.dumps(words, sort_keys=True)
 
 
-def generator_words(row: Row, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+def generator_words(row: Row, image_shape: tuple[int, int, int], old: bool) -> dict[str, Any]:
     """The same of what is generated, whatever the solver."""
     network = default_network(image_shape).config
+    rate = FIRST_RATE if old else row.adamw_rate
     return {
         **distillation_words(Distillation(**row.distillation)),
-        "training iterations": default_iterations(image_shape),
-        "learning rate": LEARNING_RATE,
+        "training iterations": iterations_of(image_shape, old),
+        **({"learning rate": rate} if rate else {"Muon's learning rate": MUON_RATE}),
         "network": {key: value for key, value in network.items() if not key.startswith("_")},
         "training": row.training,
         "generator": {key: str(value) for key, value in row.generator.items()},

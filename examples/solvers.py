@@ -135,7 +135,7 @@ def pools_of(name: str, known: Known, benchmark: Any, seed: int) -> Path:
     arguments = known.arguments
     if Distillation(**ROWS[name].distillation).guidance.classifier_scale:
         raise ValueError(f"{name}'s generator is guided by the solver: use compare.py.")
-    words = json.dumps(generator_words(ROWS[name], known.image_shape), sort_keys=True)
+    words = json.dumps(generator_words(ROWS[name], known.image_shape, old=False), sort_keys=True)
     key = key_of(arguments, (*IGNORED, "solver"), "pools", seed, words)
     folder: Path = arguments.output / "pools" / f"{name_of(arguments)}-{seed}-{key}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,7 @@ def run(name: str, seed: int, epochs: int, arguments: argparse.Namespace) -> dic
             folder = pools_of(name, known, benchmark, seed)
         known = known_of(benchmark, seed, arguments)
         known.common["evaluator"] = silent_evaluator(*metrics)
-        mini_batches = mini_batches_of(name, arguments.whole)
+        mini_batches = mini_batches_of(name, arguments.old)
         plugin = Recorded(folder, mini_batches=mini_batches, seed=seed)
         strategy = Naive(plugins=[plugin], **known.common)
     else:
@@ -215,7 +215,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("results/solvers"))
     parser.add_argument("--table", help="name of the table; default: the benchmark's")
     arguments = parser.parse_args(words)
-    arguments.paper_scale = arguments.whole = False
+    arguments.paper_scale = arguments.old = False
     if arguments.smoke:
         arguments.epochs, arguments.iterations, arguments.pool_size = [1], 3, 40
         arguments.seeds = arguments.seeds[:1]
@@ -230,7 +230,12 @@ def keys_of(
     """The key of each run that is asked for, by method, seed and epochs."""
     return {
         (name, seed, epochs): key_of(
-            arguments, IGNORED, name, seed, epochs, recipe(name, image_shape, arguments.whole)
+            arguments,
+            IGNORED,
+            name,
+            seed,
+            epochs,
+            recipe(name, image_shape, arguments.old),
         )
         for epochs in arguments.epochs
         for name in arguments.methods

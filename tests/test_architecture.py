@@ -25,6 +25,7 @@ HOSTS = {
     "avalanche": {"diffusion.generator", "metrics", *ABOVE_DIFFUSION},
     "diffusers": {"diffusion"},
     "huggingface_hub": {"diffusion"},
+    "timm": {"training.optimizers"},
     "torchmetrics": {"metrics"},
     "matplotlib": {"reporting"},
 }

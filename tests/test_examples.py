@@ -276,7 +276,7 @@ def test_a_row_differs_from_magd_by_nothing_but_what_it_says(
 ) -> None:
     arguments = argparse.Namespace(
         paper_scale=False,
-        whole=False,
+        old=False,
         solver=None,
         pool_size=20,
         epochs=1,

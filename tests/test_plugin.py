@@ -394,7 +394,7 @@ def test_replayed_rows_carry_the_task_label_of_their_class() -> None:
 
 
 @pytest.mark.parametrize(
-    ("image_shape", "iterations"), [((1, 8, 8), 400), ((1, 28, 28), 840), ((3, 32, 64), 1920)]
+    ("image_shape", "iterations"), [((1, 8, 8), 360), ((1, 28, 28), 1260), ((3, 32, 64), 2880)]
 )
 def test_the_default_number_of_steps_grows_with_the_longer_side_of_an_image(
     image_shape: tuple[int, int, int], iterations: int

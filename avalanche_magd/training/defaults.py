@@ -8,11 +8,11 @@ import torch
 from avalanche_magd.diffusion.generator import DiffusionGenerator
 from avalanche_magd.distillation import Distillation
 from avalanche_magd.runtime.random_state import seeded
+from avalanche_magd.training.optimizers import default_dtype, teaching
 from avalanche_magd.training.strategy import MAGDTraining
 
-ITERATIONS_PER_PIXEL: Final = 30
-MIN_ITERATIONS: Final = 400
-LEARNING_RATE: Final = 2e-3
+ITERATIONS_PER_PIXEL: Final = 45
+MIN_ITERATIONS: Final = 320
 
 
 def default_iterations(image_shape: tuple[int, int, int]) -> int:
@@ -36,11 +36,13 @@ def default_training(
     """
     with seeded(seed, device):
         generator = DiffusionGenerator(
-            image_shape, num_inference_steps=distillation.num_inference_steps
+            image_shape,
+            num_inference_steps=distillation.num_inference_steps,
+            dtype=default_dtype(device),
         ).to(device)
     return MAGDTraining(
         model=generator,
-        optimizer=torch.optim.AdamW(generator.parameters(), lr=LEARNING_RATE, fused=True),
+        **teaching(generator, device),
         distillation=distillation,
         train_iterations=train_iterations or default_iterations(image_shape),
         checkpoint_folder=checkpoint_folder,

@@ -92,6 +92,15 @@ def test_rates_fall_in_the_second_half_of_each_experience(digits: Any) -> None:
         assert rates(training, experience) == [8, 8, 8, 8, 8, 6, 4, 2]
 
 
+def test_a_rate_that_is_lowered_is_what_falls_from_then_on(digits: Any) -> None:
+    training = default_training((1, 8, 8), Distillation(pool_size=20), CPU, 0, train_iterations=4)
+    training.progress = False
+    assert rates(training, digits.train_stream[0]) == [0.005, 0.005, 0.005, 0.0025]
+    for group in training.optimizer.param_groups:
+        group["lr"] = 0.001
+    assert rates(training, digits.train_stream[1]) == [0.001, 0.001, 0.001, 0.0005]
+
+
 @given(st.integers(1, 50))
 def test_a_rate_is_never_zero_nor_above_the_given_one(last: int) -> None:
     group = {"lr": 3.0}

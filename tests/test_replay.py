@@ -359,7 +359,13 @@ def test_real_rows_have_their_weight_in_the_loss(
 
 
 def confused_share(
-    rng: torch.Generator, *, head: int = 0, current: Pool | None = None, **rows_of: Any
+    rng: torch.Generator,
+    *,
+    head: int = 0,
+    current: Pool | None = None,
+    columns: int = 3,
+    logit: float = 0.0,
+    **rows_of: Any,
 ) -> tuple[float, float]:
     """Of rows of two old classes: those taken for current ones, and those of the first class.
 
@@ -376,9 +382,10 @@ def confused_share(
         (mbatch,) = replay.join(real, label_map, rng)
         taken = [image.numpy().tobytes() in confusing for image in mbatch[0]]
         output = torch.full((len(taken), 3), -100.0)
-        output[torch.arange(len(taken)), 2 * torch.tensor(taken)] = 0.0
+        output[torch.arange(len(taken)), 2 * torch.tensor(taken)] = logit
         strategy = naive([])
-        strategy.mbatch, strategy.mb_output, strategy.loss = mbatch, output, torch.tensor(0.0)
+        strategy.mbatch, strategy.mb_output = mbatch, output[:, :columns]
+        strategy.loss = torch.tensor(0.0)
         replay.join_loss(strategy, label_map)
         old = mbatch[1] < 2
         old[:20] = False
@@ -400,6 +407,34 @@ def test_images_that_are_taken_for_current_classes_are_drawn_more_often(
 def test_images_are_drawn_evenly_where_there_is_nothing_to_confuse_them_with(
     rng: torch.Generator,
 ) -> None:
-    for arguments in ({"current": None}, {"current": pool_of([2]), "head": 1}):
+    now: dict[str, Any] = {"current": pool_of([2])}
+    for arguments in (
+        {"current": None},
+        now | {"head": 1},
+        now | {"columns": 2},  # classes that a plugin has given other labels
+        now | {"logit": math.nan},
+    ):
         confused, _ = confused_share(rng, **arguments)
         assert confused == pytest.approx(4 / 20, abs=0.02)
+
+
+def test_an_image_of_a_class_that_comes_again_is_not_confused_with_its_own(
+    rng: torch.Generator,
+) -> None:
+    label_map = LabelMap().with_classes([(0, 0), (1, 0), (2, 0)])
+    rows = MiniBatches(math.inf, real_weight=1.0, soft_label_weight=0.0)
+    replay = Replay(pool_of([0]), pool_of([0, 2]), 2, rows)
+    recognised = {image.numpy().tobytes() for image in replay.past.images[:10]}
+    drawn = list[bool]()
+    for step in range(60):
+        (mbatch,) = replay.join([torch.rand(20, 1, 2, 2), torch.full((20,), 2)], label_map, rng)
+        right = [image.numpy().tobytes() in recognised for image in mbatch[0]]
+        output = torch.full((len(right), 3), -100.0)
+        output[torch.arange(len(right)), 1 - torch.tensor(right).long()] = 0.0
+        strategy = naive([])
+        strategy.mbatch, strategy.mb_output = mbatch, output
+        strategy.loss = torch.tensor(0.0)
+        replay.join_loss(strategy, label_map)
+        if step >= 20:  # each has been seen; those of old classes come first
+            drawn += right[20:40]
+    assert sum(drawn) / len(drawn) == pytest.approx(0.5, abs=0.1)

@@ -60,13 +60,15 @@ class MiniBatches:
             mean divergence, times the share of such rows; 0 switches it off. Default: 1, and 0 on
             online streams, for strategies in which ``real_weight`` is 1 by the above, and for
             models with another classifier in evaluation. A given weight needs logits.
-        prioritized_share: share of the rows of old classes that are drawn in proportion to how
-            likely the solver took them for current classes when it was last shown them, in [0, 1);
-            the others are drawn evenly, and classes stay in balance. 0 where no current classes
-            are generated, and where ``real_weight`` is 1 by the above.
+        prioritized_share: how much it counts in draws of old classes' rows how likely the solver
+            took an image for another, current class when it was last shown it, in [0, 1): an image
+            is drawn by ``1 − share + share · p / mean p``, where p is 0.5 until it is shown, and
+            classes stay in balance. 0 where no current classes are generated, and where
+            ``real_weight`` is 1 by the above.
         augmentation: what the benchmark's training transform does to a real image, done to each
             generated one as it joins: a tensor c × h × w in the range of the user's images, to one
-            of the same shape. The generator itself learns from images without augmentation.
+            of the same shape. The generator itself learns from images without augmentation. What
+            it draws comes from torch's global random state.
 
     Raises:
         TypeError: an argument is of another kind.

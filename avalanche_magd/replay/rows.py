@@ -202,14 +202,18 @@ class Replay:
         slots = self._slots
         assert slots is not None
         assert self.current is not None
-        rows = slice(self._real_rows, self._real_rows + len(slots))
-        logits = cut(strategy.mb_output.detach(), self._places(strategy, rows)).to(slots.device)
-        _, heads = label_map.labels_of(self.past.labels[slots])
+        output, ids = strategy.mb_output, self.past.labels[slots]
         now = torch.tensor(self.current.classes, device=slots.device)
         columns, heads_now = label_map.labels_of(now)
-        taken = logits.to(PRECISION).softmax(1)[:, columns] * (heads[:, None] == heads_now)
+        if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[1] <= columns.max():
+            return  # not a logit for each class: a plugin has given classes other labels
+        rows = slice(self._real_rows, self._real_rows + len(slots))
+        logits = cut(output.detach(), self._places(strategy, rows)).to(slots.device, PRECISION)
+        _, heads = label_map.labels_of(ids)
+        others = (heads[:, None] == heads_now) & (ids[:, None] != now)
+        taken = (logits.softmax(1)[:, columns] * others).sum(1).nan_to_num(0.5)
         # A slot may come twice in a mini-batch.
-        self._confusion.scatter_reduce_(0, slots, taken.sum(1), "amax", include_self=False)
+        self._confusion.scatter_reduce_(0, slots, taken, "amax", include_self=False)
 
     def _moved_weight(self, strategy: Any) -> Float[Tensor, ""]:
         criterion = criterion_of_rows(strategy)

@@ -1,6 +1,7 @@
 """What teaches the default networks: optimizer, rates and precision, by device.
 
-On CPUs matrices and convolutions are taught by Muon, and the rest by AdamW. Muon's steps stay
+On CPUs matrices and convolutions are taught by Muon, and the rest by AdamW, with Nesterov's
+momentum as Muon has. Muon's steps stay
 large to the end, and would leave their noise in the average: the rates fall to zero within each
 experience. GPUs are taught by AdamW alone, at one rate: they spend more on Muon's many small
 products than its steps gain.
@@ -29,7 +30,11 @@ BFLOAT16_UNITS: Final = ("avx512_bf16", "amx_bf16")
 
 
 def teaching(network: nn.Module, device: torch.device) -> dict[str, Any]:
-    """Optimizer and plugins for :class:`~avalanche_magd.MAGDTraining`, by device."""
+    """Optimizer and plugins for :class:`~avalanche_magd.MAGDTraining`, by device.
+
+    To be asked for a network as its training will first see it: classes are added before or by the
+    training, not in between.
+    """
     if device.type != "cpu":
         adamw = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, fused=True)
         return {"optimizer": adamw}
@@ -70,10 +75,11 @@ def default_dtype(device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if any(has.get(name) for name in BFLOAT16_UNITS) else None
 
 
-class FallingRates(SupervisedPlugin):
+class FallingRates(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Learning rates fall to zero in the last part of each experience, in a straight line.
 
-    For a :class:`~avalanche_magd.MAGDTraining`. Not on online streams, whose parts have no end.
+    For a :class:`~avalanche_magd.MAGDTraining`. Not on online streams, whose parts have no end. A
+    rate that is set meanwhile is what falls from then on.
     """
 
     def before_update(self, strategy: Any, **kwargs: Any) -> None:
@@ -83,5 +89,6 @@ class FallingRates(SupervisedPlugin):
         if is_online_subexperience(strategy.experience):
             left = 1.0
         for group in strategy.optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
-            group["lr"] = min(1.0, left) * group["initial_lr"]
+            if group["lr"] != group.get("last_lr"):
+                group["initial_lr"] = group["lr"]
+            group["lr"] = group["last_lr"] = min(1.0, left) * group["initial_lr"]

@@ -126,7 +126,7 @@ GROUPS: dict[str, dict[str, Row]] = {
         "bfloat16": Row(generator={"dtype": torch.bfloat16}),
     },
     "optimizers": {
-        "adamw": Row(adamw_rate=2e-3),
+        "adamw": Row(adamw_rate=FIRST_RATE),
         "constant_rates": Row(training={"plugins": []}),
         "float32": Row(generator={"dtype": torch.float32}),
     },
@@ -145,8 +145,8 @@ GROUPS: dict[str, dict[str, Row]] = {
         "real_weight-0.1": Row(mini_batches={"real_weight": 0.1}),
         "real_weight-1": Row(mini_batches={"real_weight": 1.0}),
         "soft_labels-0": Row(mini_batches={"soft_label_weight": 0.0}),
-        "prioritized-0": Row(mini_batches={"prioritized_share": 0.0}),
         "soft_labels-2": Row(mini_batches={"soft_label_weight": 2.0}),
+        "prioritized-0": Row(mini_batches={"prioritized_share": 0.0}),
     },
 }
 ROWS = {name: row for group in GROUPS.values() for name, row in group.items()}

@@ -230,12 +230,7 @@ def keys_of(
     """The key of each run that is asked for, by method, seed and epochs."""
     return {
         (name, seed, epochs): key_of(
-            arguments,
-            IGNORED,
-            name,
-            seed,
-            epochs,
-            recipe(name, image_shape, arguments.old),
+            arguments, IGNORED, name, seed, epochs, recipe(name, image_shape, arguments.old)
         )
         for epochs in arguments.epochs
         for name in arguments.methods

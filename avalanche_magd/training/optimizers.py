@@ -1,10 +1,9 @@
 """What teaches the default networks: optimizer, rates and precision, by device.
 
 On CPUs matrices and convolutions are taught by Muon, and the rest by AdamW, with Nesterov's
-momentum as Muon has. Muon's steps stay
-large to the end, and would leave their noise in the average: the rates fall to zero within each
-experience. GPUs are taught by AdamW alone, at one rate: they spend more on Muon's many small
-products than its steps gain.
+momentum as Muon has. Muon's steps stay large to the end, and would leave their noise in the
+average: the rates fall to zero within each experience. GPUs are taught by AdamW alone, at one
+rate: they spend more on Muon's many small products than its steps gain.
 
 References:
     Jordan et al. 2024, *Muon: an optimizer for hidden layers in neural networks*.
